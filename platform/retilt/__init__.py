@@ -1,0 +1,3 @@
+"""retilt: aligns generative recommenders with logged rewards, at catalogue scale."""
+
+__version__ = "0.1.0"

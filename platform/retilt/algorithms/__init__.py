@@ -1,0 +1,1 @@
+"""WHAT is optimised: tensors in, Loss out."""

@@ -1,0 +1,83 @@
+"""jobs/pretrain.py and jobs/posttrain.py: check, start the workers, show progress, say where the result is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from retilt import storage
+from retilt.cluster import session
+from retilt.cluster.messages import TrainingDisplay, say
+from retilt.cluster.workers import on_workers
+from retilt.config import TrainConfig, plain
+from retilt.training import loop
+from retilt.training.parallel import choose_device
+from retilt.training.run import PlannedRun, claim, finished, plan_run
+from retilt.types import Reporter
+
+
+def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    return loop.train(TrainConfig.model_validate(arguments["config"]), arguments["lineage"], reporter)
+
+
+def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
+    """Train (or continue, or find finished) the run that ``config`` describes; returns its result."""
+    planned = plan_run(config)
+    for line in describe(planned):
+        say(line)
+    if dry_run:
+        return {}
+    claim(planned)
+    result = finished(planned)
+    if result is None:
+        gpu = choose_device(config.device).type == "cuda"
+        with session.connect():
+            result = on_workers(
+                _work,
+                {"config": plain(planned.config), "lineage": planned.lineage},
+                workers=config.workers,
+                threads=config.threads,
+                gpu=gpu,
+                show=TrainingDisplay(),
+            )
+    for line in summarise(planned, result):
+        say(line)
+    return result
+
+
+def describe(planned: PlannedRun) -> list[str]:
+    """What the run will do, before it does it."""
+    config, data = planned.config, planned.dataset
+    placement = config.placement_for(data.items)
+    algorithm = ", ".join(f"{name}={value}" for name, value in plain(config.algorithm).items() if name != "name")
+    lines = [
+        f"{config.algorithm.name}{f' ({algorithm})' if algorithm else ''} on {data.name}: {data.users:,} users, "
+        f"{data.items:,} items; protocol {config.protocol}, {config.epochs} epochs of {config.batch_users} users a batch",
+        f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, {config.workers} worker(s); seed {config.seed}",
+    ]
+    if config.initial:
+        lines.append(f"starts from {config.initial}")
+    if planned.warning:
+        lines.append(f"warning: {planned.warning}")
+    return [*lines, f"writes to {config.output}"]
+
+
+def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
+    """Where the results are and what to run next."""
+    config, best = planned.config, result["best"]
+    policy = storage.join(config.output, "policy", "best" if best else "last")
+    lines = [f"note: {note}" for note in result["notes"]]
+    weights = result["weights"]
+    if config.algorithm.name != "bc":
+        lines.append(
+            f"weights: effective sample size {weights['ess_ratio']:.3f} of n, largest/mean {weights['max_over_mean_weight']:.1f}"
+        )
+    if best:
+        lines.append(f"best epoch {best['epoch']}: validation {config.selection_metric} {best['value']:.4f}")
+    lines.append(f"policy: {policy}")
+    part = "validation" if config.protocol == "select" else "test"
+    lines.append(
+        f"next: python jobs/evaluate.py dataset={config.dataset} policies='[{config.output}]' part={part} "
+        f"output={storage.join(storage.parent(config.output), 'evaluation')}"
+    )
+    return lines

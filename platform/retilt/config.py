@@ -1,0 +1,267 @@
+"""The configuration of every job: one class a job, every key with its default, meaning and allowed range.
+
+A field made with ``free`` is no part of the run's identity: with another value the same command continues the same run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from retilt.algorithms.bc import BC
+from retilt.algorithms.exp_rsft import ExpRSFT
+from retilt.algorithms.rsft import RSFT
+from retilt.algorithms.top_rated import TopRated
+from retilt.data.schema import Columns
+from retilt.models.hstu import HSTU
+from retilt.settings import Settings, build, config_hash, dump_yaml, free, identity_hash, keys, load_yaml, plain
+from retilt.types import InputError
+
+__all__ = [
+    "AnyAlgorithm",
+    "AnyModel",
+    "EvaluateConfig",
+    "PrepareConfig",
+    "TrainConfig",
+    "build",
+    "config_hash",
+    "dump_yaml",
+    "identity_hash",
+    "keys",
+    "load_yaml",
+    "plain",
+]
+
+AnyAlgorithm = Annotated[BC | RSFT | ExpRSFT | TopRated, Field(discriminator="name")]
+AnyModel = HSTU
+
+REPLICATED_ITEMS = 100_000
+"""Largest catalogue for which ``table=auto`` keeps the whole table on every worker."""
+
+Placement = Literal["replicated", "row_wise"]
+TableOptimizer = Literal["adam", "row_wise_adagrad"]
+
+
+def _section(value: Any, default: str) -> Any:
+    """``algorithm=x`` means ``algorithm.name=x``; a section without a name keeps the default one."""
+    if isinstance(value, str):
+        return {"name": value}
+    if isinstance(value, Mapping) and "name" not in value:
+        return {"name": default, **value}
+    return value
+
+
+class Storage(Settings):
+    """What the stores behind the URIs are like."""
+
+    shared_filesystem: bool = free(False)
+    """The local paths given are on a file system that every node of the cluster mounts (NFS)."""
+
+
+class Checkpoint(Settings):
+    """How the run can be continued; a checkpoint is written at the end of every epoch."""
+
+    keep: int = free(2, ge=1)
+    """Checkpoints kept, the newest ones."""
+
+
+class PrepareConfig(Settings):
+    """jobs/prepare.py: an event log → a data set."""
+
+    source: str = Field(min_length=1)
+    """Event log: a Parquet or CSV file, a folder, a glob or a URI; or a known data set, `ml-100k` or `ml-1m`."""
+    dataset: str = free(..., min_length=1)
+    """URI of the folder that the data set is written to."""
+    name: str | None = None
+    """Name of the data set in reports; by default the last part of `dataset`."""
+    columns: Columns = Columns()
+    split: Literal["last", "last_k"] = "last_k"
+    """`last`: a user's last event is test, the one before it validation; `last_k`: the same with `k` events each."""
+    k: int = Field(10, ge=1)
+    """Events per part under `last_k`; a user with fewer gives half of them to test, half of the rest to validation."""
+    min_user_events: int = Field(1, ge=1)
+    """Users with fewer events are dropped (counted once, before anything else is dropped)."""
+    min_item_events: int = Field(1, ge=1)
+    """Items with fewer events are dropped (counted once, before anything else is dropped)."""
+    max_events_per_user: int | None = Field(None, ge=3)
+    """Keep this many of a user's most recent events; null keeps all."""
+    on_duplicates: Literal["keep", "drop"] = "keep"
+    """What happens to an event that repeats user, item and time of an earlier one."""
+    on_bad_rows: Literal["fail", "drop"] = "fail"
+    """What happens to a row with a null, or with a reward that is not finite."""
+    threads: int | None = free(None, ge=1)
+    """CPU cores to use where this job starts Ray itself; null means all."""
+    storage: Storage = free(Storage())
+
+
+class TrainConfig(Settings):
+    """jobs/pretrain.py and jobs/posttrain.py: a data set (and an initial policy) → a policy."""
+
+    dataset: str = Field(min_length=1)
+    """URI of a data set that jobs/prepare.py wrote."""
+    output: str = free(..., min_length=1)
+    """URI of the run's folder; the same command with the same folder continues the run."""
+    initial: str | None = Field(None, min_length=1)
+    """URI of the policy that post-training starts from: a run folder, its `policy/` best or last, or a checkpoint."""
+    model: AnyModel | None = None
+    """The backbone; null under `posttrain`, which takes the initial policy's."""
+    algorithm: AnyAlgorithm = BC()
+    """The objective."""
+    protocol: Literal["select", "refit"] = "select"
+    """`select` trains on the events before validation and measures on validation; `refit` on all events before test."""
+    epochs: int = free(30, ge=1)
+    """Passes over the data; more epochs continue a finished run."""
+    batch_users: int = Field(128, ge=1)
+    """Mean number of users in a global batch, whatever the number of workers; at least the data set's lanes."""
+    learning_rate: float = Field(1e-3, gt=0, allow_inf_nan=False)
+    """Adam's learning rate of the backbone (and of a replicated table under Adam)."""
+    table_learning_rate: float = Field(0.05, gt=0, allow_inf_nan=False)
+    """Row-wise Adagrad's learning rate of the item table."""
+    table: Literal["auto", "replicated", "row_wise"] = "auto"
+    """The item table: whole on every worker, or its rows spread over them; auto goes by the size of the catalogue."""
+    table_optimizer: Literal["auto", "adam", "row_wise_adagrad"] = "auto"
+    """auto: Adam for a replicated table, row-wise Adagrad for a row-wise one."""
+    softmax: Literal["auto", "exact"] = "auto"
+    """Normalisation over the catalogue; auto is exact."""
+    dropout: float = Field(0.2, ge=0, lt=1)
+    """Dropout of embeddings and blocks while training."""
+    seed: int = Field(0, ge=0)
+    """Seed of initial values, order and dropout."""
+    min_reward: float | None = Field(None, allow_inf_nan=False)
+    """Targets of at least this reward form the `high_reward` group, which then chooses the best epoch."""
+    selection_metric: Literal["ndcg@10", "ndcg@50", "hr@10", "hr@50", "mrr"] = "ndcg@10"
+    """Validation metric by which the best epoch is chosen."""
+    optimizer_state: Literal["keep", "reset"] = "keep"
+    """Whether post-training continues the initial policy's optimizer state."""
+    parallel: Literal["ddp"] = "ddp"
+    """How the dense layers are spread over the workers."""
+    workers: int = free(1, ge=1)
+    """Training processes; the result does not depend on it beyond rounding."""
+    threads: int | None = free(None, ge=1)
+    """Threads of each worker; null divides the cores of a node by its workers."""
+    device: Literal["auto", "cpu", "cuda"] = free("auto")
+    """auto: CUDA where there is one."""
+    log_every: int = free(20, ge=1)
+    """Steps between two lines of progress."""
+    checkpoint: Checkpoint = free(Checkpoint())
+    storage: Storage = free(Storage())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pretraining_needs_a_model(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("initial") is None and values.get("model") is None:
+            return {**values, "model": {"name": "hstu"}}
+        return values
+
+    @field_validator("algorithm", mode="before")
+    @classmethod
+    def _algorithm_by_name(cls, value: Any) -> Any:
+        return _section(value, "bc")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _model_by_name(cls, value: Any) -> Any:
+        return _section(value, "hstu")
+
+    @field_validator("softmax", mode="before")
+    @classmethod
+    def _sampled_softmax_is_to_come(cls, value: Any) -> Any:
+        if value == "sampled":
+            raise InputError(
+                "'sampled' is not available in this version: use 'exact', which never holds positions x items"
+            )
+        return value
+
+    @field_validator("parallel", mode="before")
+    @classmethod
+    def _fsdp_is_to_come(cls, value: Any) -> Any:
+        if value == "fsdp":
+            raise InputError("'fsdp' is not available in this version: use 'ddp'")
+        return value
+
+    @model_validator(mode="after")
+    def _table_and_optimizer_agree(self) -> TrainConfig:
+        if self.table == "row_wise":
+            self.optimizer_for("row_wise")
+        return self
+
+    def placement_for(self, items: int) -> Placement:
+        """Where a table of ``items`` rows lives. Never depends on the workers, because the optimizer differs."""
+        if self.table != "auto":
+            return self.table
+        return "replicated" if items <= REPLICATED_ITEMS else "row_wise"
+
+    def optimizer_for(self, placement: Placement) -> TableOptimizer:
+        """The table's optimizer in that placement. Raises InputError for Adam on a row-wise table."""
+        if self.table_optimizer == "auto":
+            return "adam" if placement == "replicated" else "row_wise_adagrad"
+        if placement == "row_wise" and self.table_optimizer == "adam":
+            raise InputError(
+                "table_optimizer = 'adam' does not go with a row-wise table: its update is fused into the backward "
+                "pass, on CPU without Adam: use table_optimizer=row_wise_adagrad or table=replicated"
+            )
+        return self.table_optimizer
+
+    def threads_for(self, workers_on_node: int) -> int:
+        """Threads of a worker on a node with that many workers."""
+        return self.threads or max(1, (os.cpu_count() or 1) // max(1, workers_on_node))
+
+
+class EvaluateConfig(Settings):
+    """jobs/evaluate.py: policies and held-out data → metrics with intervals."""
+
+    dataset: str = Field(min_length=1)
+    """URI of a data set that jobs/prepare.py wrote."""
+    policies: dict[str, str] = Field(min_length=1)
+    """Policies to compare, name → URI; also a list of URIs or one URI. The others are compared with the first."""
+    output: str = free(..., min_length=1)
+    """URI of the folder that metrics.json, report.md and metrics.png are written to."""
+    part: Literal["test", "validation"] = "test"
+    """Held-out part whose events are the targets."""
+    min_reward: float | None = Field(None, allow_inf_nan=False)
+    """Targets of at least this reward form the group `high_reward`; null leaves that group out."""
+    exclude_history: Literal["all", "window", "none"] = "all"
+    """Items kept out of the ranking: all earlier ones of the user, those in the model's window, or none."""
+    replicates: int = Field(1000, ge=100)
+    """Bootstrap replicates (users are resampled) behind each 95% interval."""
+    seed: int = Field(0, ge=0)
+    """Seed of the bootstrap."""
+    batch_users: int = free(128, ge=1)
+    """Mean number of users in a global batch."""
+    table: Literal["auto", "replicated", "row_wise"] = free("auto")
+    """Where the item table lives; the ranks do not depend on it."""
+    workers: int = free(1, ge=1)
+    """Processes that share the users."""
+    threads: int | None = free(None, ge=1)
+    """Threads of each worker; null divides the cores of a node by its workers."""
+    device: Literal["auto", "cpu", "cuda"] = free("auto")
+    """auto: CUDA where there is one."""
+    storage: Storage = free(Storage())
+
+    @field_validator("policies", mode="before")
+    @classmethod
+    def _policies_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if isinstance(value, list) and all(isinstance(uri, str) for uri in value):
+            return dict(zip(_names(value), value, strict=True))
+        return value
+
+
+def _names(uris: list[str]) -> list[str]:
+    """A name for each policy: the end of its URI without the fixed folder names, long enough to be unique."""
+    if len(set(uris)) < len(uris):
+        raise InputError("the same policy is listed twice: list each once, or give names (policies='{a: URI, b: URI}')")
+    whole = [uri.rstrip("/").split("/") for uri in uris]
+    short = [
+        [each for each in parts if each not in ("policy", "best", "last", "checkpoints")] or parts for parts in whole
+    ]
+    for candidates in (short, whole):
+        for length in range(1, max(map(len, candidates), default=0) + 1):
+            names = ["/".join(parts[-length:]) for parts in candidates]
+            if len(set(names)) == len(names):
+                return names
+    return uris

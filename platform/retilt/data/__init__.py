@@ -1,0 +1,1 @@
+"""Events become shards, shards become batches."""

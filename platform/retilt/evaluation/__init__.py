@@ -1,0 +1,1 @@
+"""WHETHER a policy is better: exact ranks, metrics, intervals, reports."""

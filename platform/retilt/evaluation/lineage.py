@@ -1,0 +1,68 @@
+"""What a policy was trained on, and whether a held-out part is still held out for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from retilt.data.split import SHORTEST, bounds_array
+from retilt.types import InputError
+
+Part = Literal["validation", "test"]
+
+
+def check_lineage(
+    policy_lineage: Sequence[Mapping[str, Any]], dataset_manifest: Mapping[str, Any], part: Part
+) -> str | None:
+    """Refuse a part that the policy or any ancestor trained on; None where it is known to be unseen, else a warning.
+
+    Each entry of a lineage says ``name``, ``data`` (the data set's ``fingerprint``), ``source`` (its
+    ``source_fingerprint``: the events it was prepared from), ``split`` ({"name", "k"}) and ``protocol``. For each:
+
+    - the same data set: ``select`` trained up to the validation cut, ``refit`` up to the test cut. So test is unseen
+      by both, and validation is refused after ``refit``, where it would measure memory;
+    - the same events in another data set (another split or other filters): refused where for some length of sequence
+      the ancestor's training events reach into the part (trained under ``last``, tested under ``last_k``). Otherwise
+      unverified, because filters move a user's cuts;
+    - other events: unverified. Cuts are per user, so nothing says that the part is later than what was trained on.
+
+    Raises:
+        InputError: names the ancestor and what would be right.
+    """
+    unverified = []
+    for ancestor in policy_lineage:
+        same_data = ancestor["data"] == dataset_manifest["fingerprint"]
+        source = ancestor.get("source")
+        same_events = same_data or (source is not None and source == dataset_manifest.get("source_fingerprint"))
+        if same_events and _reaches(ancestor, int(dataset_manifest["split"]["k"]), part):
+            raise InputError(_refusal(ancestor, dataset_manifest, part))
+        if not same_data:
+            what = "the same events, prepared otherwise" if same_events else "other events"
+            unverified.append(f"'{ancestor['name']}' ({what})")
+    if not unverified:
+        return None
+    return (
+        f"unverified: trained on another data set than this one by {', '.join(dict.fromkeys(unverified))}; "
+        f"its training events may include {part} targets"
+    )
+
+
+def _reaches(ancestor: Mapping[str, Any], k: int, part: Part) -> bool:
+    """Whether, for any length, the ancestor's training events go beyond the first event of the part."""
+    trained_k = int(ancestor["split"]["k"])
+    length_N = np.arange(SHORTEST, 4 * max(k, trained_k) + 1 + SHORTEST)
+    trained_N = bounds_array(length_N, trained_k)[0 if ancestor["protocol"] == "select" else 1]
+    first_N = bounds_array(length_N, k)[0 if part == "validation" else 1]
+    return bool((trained_N > first_N).any())
+
+
+def _refusal(ancestor: Mapping[str, Any], manifest: Mapping[str, Any], part: Part) -> str:
+    what = f"'{ancestor['name']}' trained on {part} events of this data set: its protocol was {ancestor['protocol']}"
+    if ancestor["data"] != manifest["fingerprint"]:
+        theirs, ours = (f"{split['name']} (k = {split['k']})" for split in (ancestor["split"], manifest["split"]))
+        return f"{what} and its split {theirs}, the split here is {ours}; use a data set with the split of its training"
+    if part == "validation":
+        return f"{what}; use part=test, or a policy (and initial policies) trained with protocol=select"
+    return f"{what}; use a policy trained with protocol=select or refit"

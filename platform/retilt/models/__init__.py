@@ -1,0 +1,1 @@
+"""WHO scores items: backbones, the policy, the catalogue and its softmax."""

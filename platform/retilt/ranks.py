@@ -1,0 +1,90 @@
+"""The process group: sums and gathers over ranks, no-ops where there is one rank. The only door to torch.distributed."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def world() -> int:
+    """Number of ranks; 1 without a process group."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank; 0 without a process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def single() -> None:
+    """Make a group of this process alone where none exists (TorchRec's sharded modules need one)."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def sum_(x: Tensor) -> Tensor:
+    """Sum ``x`` over ranks in place and return it."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def max_(x: Tensor) -> Tensor:
+    """Maximum of ``x`` over ranks in place; returns it."""
+    if world() > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX)
+    return x
+
+
+def sizes(n: int, device: torch.device) -> list[int]:
+    """Every rank's ``n``."""
+    if world() == 1:
+        return [n]
+    mine = torch.tensor([n], dtype=torch.int64, device=device)
+    found = [torch.empty_like(mine) for _ in range(world())]
+    dist.all_gather(found, mine)
+    return [int(each) for each in found]
+
+
+def gather(x: Tensor, lengths: list[int]) -> Tensor:
+    """Concatenate the ranks' tensors along the first axis; ``lengths`` are their first sizes (see ``sizes``).
+
+    Shares are padded to the longest: gloo and NCCL gather equal shapes only.
+    """
+    if world() == 1:
+        return x
+    longest = max(lengths)
+    padded = torch.zeros((longest, *x.shape[1:]), dtype=x.dtype, device=x.device)
+    padded[: len(x)] = x
+    found = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(found, padded)
+    return torch.cat([part[:n] for part, n in zip(found, lengths, strict=True)])
+
+
+def broadcast_object(value: T) -> T:
+    """Rank 0's JSON-like value on every rank."""
+    if world() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_object(value: T) -> list[T]:
+    """Every rank's JSON-like value, on every rank."""
+    if world() == 1:
+        return [value]
+    found: list[T] = [value] * world()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def barrier() -> None:
+    """Wait for every rank."""
+    if world() > 1:
+        dist.barrier()

@@ -1,0 +1,40 @@
+"""What an algorithm needs to know of the data before its first step: one pass over the trained positions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from retilt import ranks
+from retilt.algorithms.top_rated import TopRated
+from retilt.algorithms.weights import WeightTally
+from retilt.config import AnyAlgorithm
+from retilt.data.dataset import Dataset
+from retilt.data.stream import trained_positions
+from retilt.types import Statistics
+
+
+def fit_statistics(
+    algorithm: AnyAlgorithm, dataset: Dataset, protocol: str, max_length: int
+) -> tuple[Statistics, dict[str, Any]]:
+    """The statistics of training events and a report on the weights, equal on all ranks. Collective.
+
+    Raises:
+        InputError: the algorithm's ``check`` or ``check_weights`` refuses the rewards.
+    """
+    fitted = dataset.statistics(protocol)
+    threshold = algorithm.threshold(fitted) if isinstance(algorithm, TopRated) else 0.0
+    statistics = Statistics(
+        positions=int(fitted["events"]),
+        reward_min=float(fitted["reward_min"]),
+        reward_max=float(fitted["reward_max"]),
+        reward_mean=float(fitted["reward_mean"]),
+        threshold=threshold,
+    )
+    algorithm.check(statistics)
+    tally, counts = WeightTally.of(fitted), dataset.train_counts(protocol)
+    for item_P, reward_P, activity_P in trained_positions(dataset, protocol, max_length, ranks.rank(), ranks.world()):
+        tally.add(reward_P, algorithm.weight(reward_P, statistics), counts[item_P], activity_P)
+    whole = tally.sum_over_ranks()
+    algorithm.check_weights(whole)
+    return replace(statistics, positions=whole.positions, mean_weight=whole.mean_weight), whole.report()

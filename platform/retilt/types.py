@@ -1,0 +1,182 @@
+"""The nouns and protocols that every layer shares; they keep the sibling packages from importing each other.
+
+Shape legend: B users, T events of the longest sequence in the batch, P supervised positions of the batch (row-major
+order of ``supervised_BT``), V items of the catalogue, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # every process imports this module, and those that prepare data need no torch
+    import torch
+    from torch import Tensor
+
+PADDING = 0
+"""Item index of padding; real items are 1 … V."""
+
+MICROSECONDS = 1_000_000
+"""Times are integers, microseconds since 1970-01-01 UTC; this many make a second."""
+
+
+class RetiltError(Exception):
+    """An error with a message for the user and the exit code of the job that it ends."""
+
+    exit_code = 1
+
+
+class InputError(RetiltError, ValueError):
+    """The input or the configuration is wrong: says what was wrong, where, and what would be right."""
+
+    exit_code = 2
+
+
+class StorageError(RetiltError, OSError):
+    """A store could not be read or written, and retrying did not help."""
+
+    exit_code = 3
+
+
+class TrainingError(RetiltError):
+    """Training could not continue."""
+
+    exit_code = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A rank's share of one global batch: right-padded sequences of events, oldest first.
+
+    ``N`` inputs need ``N + 1`` events: input position ``t`` predicts event ``t + 1``, knowing that event's time (the
+    request time) but neither its item nor its reward. Invariants: ``item_BT[b, t] == PADDING`` exactly where
+    ``t >= length_B[b]``; ``supervised_BT`` marks events that are *targets*, is False at padding and at every first
+    event; a share may be empty (B = 0), and the rank still joins every collective with it.
+    """
+
+    item_BT: Tensor
+    """int64, vocabulary index of each event, 0 at padding."""
+    reward_BT: Tensor
+    """float32, in the data set's unit, 0 at padding."""
+    time_BT: Tensor
+    """int64, microseconds; padding repeats the sequence's last time."""
+    supervised_BT: Tensor
+    """bool, events that are targets."""
+    length_B: Tensor
+    """int64, events of each sequence."""
+    example_B: Tensor
+    """int64, global row number of the user in the data set."""
+    seen_item: Tensor | None = None
+    """int64, evaluation only: items excluded from the ranking, position after position (distinct within one)."""
+    seen_length_P: Tensor | None = None
+    """int64, evaluation only: how many of ``seen_item`` belong to each supervised position."""
+    untied_P: Tensor | None = None
+    """bool, evaluation only: no other event of the user shares the target's time."""
+
+    @property
+    def target_item_P(self) -> Tensor:
+        return self.item_BT[self.supervised_BT]
+
+    @property
+    def target_reward_P(self) -> Tensor:
+        return self.reward_BT[self.supervised_BT]
+
+    @property
+    def target_example_P(self) -> Tensor:
+        return self.example_B.repeat_interleave(self.supervised_BT.sum(1))
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch with every tensor on ``device``."""
+        moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum over *this rank's* positions and what to divide it by; never a mean.
+
+    The step sums ``count`` over ranks and back-propagates ``total * world / count``, because DDP, FSDP2 and TorchRec
+    each average gradients over ranks.
+    """
+
+    total: Tensor
+    """Scalar, differentiable: the sum of the weighted loss over this rank's positions."""
+    count: Tensor
+    """Scalar without gradient: what the sum over all ranks is divided by (trained positions, or Σw)."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """Scalars without gradient, each a *sum* over this rank's positions, logged after division by the summed count."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What is fitted to training events before the first step, equal on all ranks."""
+
+    positions: int
+    """Trained positions of an epoch (after truncation to the model's window)."""
+    reward_min: float
+    reward_max: float
+    reward_mean: float
+    mean_weight: float = 1.0
+    """Mean of the algorithm's unnormalised weight over the trained positions."""
+    threshold: float = 0.0
+    """Smallest reward that counts as top rated (``top_rated`` only)."""
+
+
+class Distribution(Protocol):
+    """π(· | s) over the whole catalogue at the P supervised positions of a batch. All that an algorithm sees."""
+
+    def log_prob(self, item_P: Tensor) -> Tensor:
+        """Log-probability of one item per position, shape (P,), float32, differentiable. Collective over ranks."""
+        ...
+
+    def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """Exact rank (1 = best) of one item per position among active items without the seen ones, shape (P,), int64.
+
+        The item itself is never excluded; among equal scores it is ranked last. Collective over ranks.
+        """
+        ...
+
+
+class Policy(Protocol):
+    """A generative recommender: the only forward is from a batch to distributions at its supervised positions."""
+
+    def __call__(self, batch: Batch) -> Distribution: ...
+
+
+class Algorithm(Protocol):
+    """An objective; implementations are frozen pydantic models whose fields are the hyper-parameters."""
+
+    name: str
+
+    def check(self, statistics: Statistics) -> None:
+        """Raise InputError where the rewards rule the method out (negative rewards, overflow)."""
+        ...
+
+    def weight(self, reward_P: Tensor, statistics: Statistics) -> Tensor:
+        """Unnormalised weight of each trained position, shape (P,), float32; its mean is fitted before training."""
+        ...
+
+    def loss(self, policy: Policy, batch: Batch, statistics: Statistics) -> Loss:
+        """The objective on one rank's share of a batch."""
+        ...
+
+
+class Reporter(Protocol):
+    """All that the training loop sees of where it runs: Ray Train in production, a list in tests."""
+
+    def progress(self, update: Mapping[str, Any]) -> None:
+        """Show a line of progress (rank 0 only; never a collective)."""
+        ...
+
+    def report(self, metrics: Mapping[str, Any]) -> None:
+        """Publish an epoch's metrics; every rank calls it the same number of times."""
+        ...
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """``"; did you mean 'x'?"`` for the known name nearest to ``name``, or an empty string."""
+    from difflib import get_close_matches
+
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""
