@@ -59,7 +59,7 @@ class Ranks:
         deadline = time.monotonic() + timeout
         while len(answers) < self.world:
             waiting = [pipe for rank, pipe in enumerate(self._pipes) if rank not in answers]
-            ready = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
+            ready: list[Any] = wait(waiting, timeout=max(0.0, deadline - time.monotonic()))
             for pipe in ready:
                 rank = self._pipes.index(pipe)
                 done, answers[rank] = pipe.recv()

@@ -1,4 +1,4 @@
-"""The process group: sums and gathers over ranks, no-ops where there is one rank. The only door to torch.distributed."""
+"""The process group: sums and gathers over ranks, no-ops where there is one rank. The door to torch.distributed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import HashStore
 
 T = TypeVar("T")
 
@@ -24,7 +25,7 @@ def rank() -> int:
 def single() -> None:
     """Make a group of this process alone where none exists (TorchRec's sharded modules need one)."""
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=HashStore(), rank=0, world_size=1)
 
 
 def sum_(x: Tensor) -> Tensor:

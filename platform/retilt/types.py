@@ -25,6 +25,8 @@ class RetiltError(Exception):
     """An error with a message for the user and the exit code of the job that it ends."""
 
     exit_code = 1
+    on_all_ranks = False
+    """Every rank has raised it, so none waits for another."""
 
 
 class InputError(RetiltError, ValueError):
@@ -147,7 +149,10 @@ class Policy(Protocol):
 class Algorithm(Protocol):
     """An objective; implementations are frozen pydantic models whose fields are the hyper-parameters."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The name it is chosen by."""
+        ...
 
     def check(self, statistics: Statistics) -> None:
         """Raise InputError where the rewards rule the method out (negative rewards, overflow)."""

@@ -6,6 +6,9 @@ Each side is a process of its own, warmed up and then told by turns to train one
 RecTools lives in its own virtual environment, which is made on the first run (TORCH_INDEX= is passed to pip there).
 Both train on the events before each user's test event (split ``last``, protocol ``refit``), the 201 most recent ones,
 with exact softmax, Adam and dropout .2; only the epoch's training is timed. The last line is one JSON object.
+
+Only a machine with ``--threads`` idle cores gives a number worth quoting: OpenMP's threads spin at every barrier, so on
+oversubscribed cores the side with more and smaller operations (ours) loses most; ``load_before`` says how it was.
 """
 
 from __future__ import annotations
@@ -93,7 +96,7 @@ def measure(ours: Side, rectools: Side, pairs: int) -> list[tuple[dict[str, Any]
 
 
 def summary(pairs: list[tuple[dict[str, Any], dict[str, Any]]]) -> dict[str, Any]:
-    """Medians and extremes over the pairs; ``cpu_ratio`` compares processor time, which other load disturbs less."""
+    """Medians and extremes over the pairs; ``cpu_ratio`` compares processor time, spinning included."""
     ratios = [theirs["seconds"] / mine["seconds"] for mine, theirs in pairs]
     return {
         "benchmark": "against_rectools",
@@ -123,8 +126,10 @@ def main() -> None:
         ours = Side(sys.executable, "retilt_side.py", settings)
         ours.ask("events")
         rectools = Side(python, "rectools_side.py", settings)
-        print(f"seconds of one epoch, {options.threads} threads\n{'pair':>4} {'ours':>9} {'RecTools':>11} {'ratio':>7}")
-        result = summary(measure(ours, rectools, options.pairs))
+        load = os.getloadavg()[0]
+        print(f"seconds of one epoch, {options.threads} threads; load average {load:.1f} before the first")
+        print(f"{'pair':>4} {'ours':>9} {'RecTools':>11} {'ratio':>7}")
+        result = {**summary(measure(ours, rectools, options.pairs)), "load_before": load}
         ours.close()
         rectools.close()
     print(f"{'mid':>4} {result['seconds']:>9.2f} {result['rectools_seconds']:>11.2f} {result['ratio']:>7.2f}")

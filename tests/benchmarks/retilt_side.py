@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from retilt.training.fit import fit_statistics
 from retilt.training.step import take_step
 from retilt.types import Batch
 
-PROTOCOL = "refit"
+PROTOCOL: Final = "refit"
 
 
 class Side:

@@ -19,7 +19,6 @@ from retilt.data import events, vocabulary
 from retilt.types import InputError
 
 TIME = 978_300_760
-MIRROR = os.environ.get("RETILT_DATA_MIRROR", "")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,7 +67,12 @@ def test_a_data_set_holds_what_the_log_says(tmp_path):
     manifest = prepare(tmp_path / "a.parquet", tmp_path / "set", name="mine")
     assert manifest == artifact.read_manifest(str(tmp_path / "set"), "dataset", [1])
     artifact.verify(str(tmp_path / "set"), manifest)
-    assert (manifest["name"], manifest["users"], manifest["items"], manifest["events"]) == ("mine", 60, 20, len(events_in))
+    assert (manifest["name"], manifest["users"], manifest["items"], manifest["events"]) == (
+        "mine",
+        60,
+        20,
+        len(events_in),
+    )
     assert manifest["lanes"] == 8
     assert manifest["split"] == {"name": "last", "k": 1}
     assert manifest["statistics"]["refit"]["events"] == len(events_in) - 60
@@ -136,7 +140,7 @@ def test_the_same_command_again_and_another_one(tmp_path, capsys):
     capsys.readouterr()
     assert prepare(tmp_path / "a.parquet", tmp_path / "set") == first
     assert "already prepared" in capsys.readouterr().out
-    with pytest.raises(InputError, match="holds a data set prepared from .*a.parquet with other settings"):
+    with pytest.raises(InputError, match=r"holds a data set prepared from .*a\.parquet with other settings"):
         prepare(tmp_path / "a.parquet", tmp_path / "set", min_user_events=4)
     pq.write_table(log(seed=1), tmp_path / "a.parquet")
     with pytest.raises(InputError, match="its source has changed"):
@@ -170,7 +174,11 @@ def test_leftovers_of_a_crashed_run_are_replaced_and_other_files_are_not_touched
         (log(5).set_column(2, "reward", pa.array(["x"] * len(log(5)))), {}, "holds string; a reward is a number"),
         (log(5).set_column(2, "reward", pa.array([math.inf] * len(log(5)))), {}, r"row 1: reward is inf"),
         (log(5).set_column(3, "time", pa.array([TIME * 1000] * len(log(5)))), {}, r"columns\.time_unit=ms"),
-        (log(5).set_column(2, "reward", pa.nulls(len(log(5)), pa.float32())), {"on_bad_rows": "drop"}, "no row is left"),
+        (
+            log(5).set_column(2, "reward", pa.nulls(len(log(5)), pa.float32())),
+            {"on_bad_rows": "drop"},
+            "no row is left",
+        ),
         (log(5), {"min_user_events": 50}, "none of 5 users has the 3 events"),
         (log(5), {"min_item_events": 500}, "no item has min_item_events = 500"),
         (log(5).slice(0, 0), {}, "no rows"),
@@ -238,10 +246,14 @@ def test_a_dry_run_reads_nothing_and_writes_nothing(tmp_path):
     assert os.listdir(tmp_path) == ["a.parquet"]
 
 
-@pytest.mark.skipif(not Path(MIRROR, "ml-100k.parquet").exists(), reason="RETILT_DATA_MIRROR has no ml-100k.parquet")
 def test_movielens_100k(tmp_path):
     manifest = prepare("ml-100k", tmp_path / "set", split="last_k", k=10)
-    assert (manifest["users"], manifest["items"], manifest["events"], manifest["name"]) == (943, 1682, 100_000, "ml-100k")
+    assert (manifest["users"], manifest["items"], manifest["events"], manifest["name"]) == (
+        943,
+        1682,
+        100_000,
+        "ml-100k",
+    )
     assert manifest["vocabulary_sha256"] == vocabulary.identity(pa.array(range(1, 1683)))
     table = rows(tmp_path / "set", manifest)
     targets = [reward for each in table["reward"].to_pylist() for reward in each[-10:]]

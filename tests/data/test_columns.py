@@ -37,7 +37,9 @@ def test_binary_uuids_become_their_usual_text():
     assert identifiers(pa.ExtensionArray.from_storage(pa.uuid(), raw), "item", "i", "file").to_pylist() == expected
 
 
-@pytest.mark.parametrize("array", [pa.array([1.5]), pa.array([True]), pa.array([[1]]), pa.array([datetime(2000, 1, 1)])])
+@pytest.mark.parametrize(
+    "array", [pa.array([1.5]), pa.array([True]), pa.array([[1]]), pa.array([datetime(2000, 1, 1)])]
+)
 def test_other_ids_are_refused(array):
     with pytest.raises(InputError, match=r"file: column 'u' \(columns\.user\) holds .*; ids are integers or strings"):
         identifiers(array, "user", "u", "file")
@@ -92,7 +94,7 @@ def test_a_wrong_unit_is_named(value, unit, likely):
 
 
 def test_other_impossible_times():
-    with pytest.raises(InputError, match="outside 1990–2100 as columns.time_unit=s$"):
+    with pytest.raises(InputError, match=r"outside 1990–2100 as columns\.time_unit=s$"):
         microseconds(pa.array([0]), "t", "s", "file", 0)
     with pytest.raises(InputError, match="row 1: t lies outside 1990–2100; its numbers look like 's', not 'ms'"):
         microseconds(pa.array([SECOND], pa.timestamp("ms")), "t", "s", "file", 0)

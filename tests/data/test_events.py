@@ -28,7 +28,9 @@ def table(rows=6, **columns):
 def everything(uris, drop=False):
     """All events of a source and what was dropped."""
     plan = events.plan([str(uri) for uri in uris], COLUMNS, drop)
-    blocks = [events.clean(t, plan.layout, first, block) for t in plan.tasks for first, block in events.read(t, plan.layout)]
+    blocks = [
+        events.clean(t, plan.layout, first, block) for t in plan.tasks for first, block in events.read(t, plan.layout)
+    ]
     dropped = {name: sum(each[1][name] for each in blocks) for name in blocks[0][1]}
     return pa.concat_tables([each[0] for each in blocks]), dropped, plan
 
@@ -38,7 +40,11 @@ def test_parquet_is_read_by_row_groups_and_keeps_its_order(tmp_path, monkeypatch
     for name in "ab":
         pq.write_table(table(10, x=list(range(10))), tmp_path / f"{name}.parquet", row_group_size=2)
     found, dropped, plan = everything([tmp_path / "a.parquet", tmp_path / "b.parquet"])
-    assert [(task.file, task.groups, task.first) for task in plan.tasks[:3]] == [(0, (0, 1), 0), (0, (2, 3), 4), (0, (4,), 8)]
+    assert [(task.file, task.groups, task.first) for task in plan.tasks[:3]] == [
+        (0, (0, 1), 0),
+        (0, (2, 3), 4),
+        (0, (4,), 8),
+    ]
     assert plan.rows == 20
     assert found["order"].to_pylist() == [file * 2**40 + row for file in (0, 1) for row in range(10)]
     assert found["item"].to_pylist() == [10 * i for i in range(10)] * 2

@@ -30,7 +30,9 @@ def events(rows, user=None):
 
 def sequences(shard):
     """Items of each user."""
-    return {u: part.tolist() for u, part in zip(shard.users.to_pylist(), np.split(shard.item, shard.start[1:]), strict=True)}
+    return {
+        u: part.tolist() for u, part in zip(shard.users.to_pylist(), np.split(shard.item, shard.start[1:]), strict=True)
+    }
 
 
 ROWS = [("a", 1, 1.0, 30), ("b", 5, 2.0, 1), ("a", 2, 3.0, 10), ("a", 3, 4.0, 10), ("b", 6, 5.0, 2), ("b", 7, 1.0, 3)]
@@ -65,7 +67,13 @@ def test_training_events_at_both_cuts():
 
 def test_users_and_items_are_counted_once_before_anything_is_dropped():
     # User a has 4 events, one of a rare item (0): four are enough, and three are left.
-    rows = [("a", 1, 1.0, 1), ("a", 0, 1.0, 2), ("a", 1, 1.0, 3), ("a", 1, 1.0, 4), *[("b", 1, 1.0, t) for t in range(3)]]
+    rows = [
+        ("a", 1, 1.0, 1),
+        ("a", 0, 1.0, 2),
+        ("a", 1, 1.0, 3),
+        ("a", 1, 1.0, 4),
+        *[("b", 1, 1.0, t) for t in range(3)],
+    ]
     shard = build(events(rows), Limits(k=1, min_user_events=4))
     assert sequences(shard) == {"a": [1, 1, 1]}
     assert shard.counts["users_few_events"] == 1

@@ -71,5 +71,5 @@ def test_published_text_becomes_the_columns_of_the_mirror():
 
 def test_an_incomplete_known_data_set_is_refused():
     sources.check("ml-100k", 100_000, 943, 1_682)
-    with pytest.raises(InputError, match="ml-100k: 99,999 events, .*published data set has 100,000"):
+    with pytest.raises(InputError, match=r"ml-100k: 99,999 events, .*published data set has 100,000"):
         sources.check("ml-100k", 99_999, 943, 1_682)

@@ -37,4 +37,6 @@ def test_every_part_has_an_event_and_at_most_k_are_held_out(length, k):
 def test_many_users_at_once():
     lengths = np.arange(3, 60)
     train, validation = bounds_array(lengths, 10)
-    assert [Cuts(int(a), int(b)) for a, b in zip(train, validation, strict=True)] == [bounds(int(n), 10) for n in lengths]
+    assert [Cuts(int(a), int(b)) for a, b in zip(train, validation, strict=True)] == [
+        bounds(int(n), 10) for n in lengths
+    ]

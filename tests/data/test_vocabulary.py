@@ -12,7 +12,9 @@ from retilt.data.vocabulary import Lookup, identity, merge_counts
 
 
 def test_counts_of_blocks_are_summed_in_the_order_of_the_ids():
-    tables = [pa.table({"item": items, "count": counts}) for items, counts in ((["b", "a"], [1, 2]), (["c", "b"], [3, 4]))]
+    tables = [
+        pa.table({"item": items, "count": counts}) for items, counts in ((["b", "a"], [1, 2]), (["c", "b"], [3, 4]))
+    ]
     assert merge_counts(tables).to_pydict() == {"item": ["a", "b", "c"], "count": [2, 5, 3]}
 
 
@@ -26,7 +28,9 @@ def test_known_items_have_their_number_and_others_none(known):
 
 
 def test_items_with_one_hash_are_told_apart(monkeypatch):
-    monkeypatch.setattr(vocabulary, "hash_ids", lambda ids: np.array([len(text) for text in ids.to_pylist()], np.uint64))
+    monkeypatch.setattr(
+        vocabulary, "hash_ids", lambda ids: np.array([len(text) for text in ids.to_pylist()], np.uint64)
+    )
     lookup = Lookup.of(pa.array(["a", "aa", "b", "bb", "c"]))
     assert lookup.collisions == 3
     assert lookup.index(pa.array(["c", "aa", "d", "bb", "a", "b", "ccc"])).tolist() == [5, 2, 0, 4, 1, 3, 0]

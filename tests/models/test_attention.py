@@ -25,12 +25,13 @@ def test_equals_the_plain_form(users: int, heads: int, length: int, monkeypatch:
     monkeypatch.setattr(attention, "SCORES", 9000)  # several tiles even here
     torch.manual_seed(0)
     maximum = 150
-    inputs = [torch.randn(users, heads, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    inputs += [torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (2 * maximum - 1, 129)]
+    q, k, v = (torch.randn(users, heads, length, 4, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    w_position, w_time = (torch.randn(n, dtype=torch.float64, requires_grad=True) for n in (2 * maximum - 1, 129))
+    inputs = [q, k, v, w_position, w_time]
     bucket = torch.randint(0, 129, (users, length, length), dtype=torch.int32)
     upstream = torch.randn(users, heads, length, 4, dtype=torch.float64)
-    found = attention.pointwise_attention(*inputs, bucket, maximum)
-    expected = plain(*inputs, bucket, maximum)
+    found = attention.pointwise_attention(q, k, v, w_position, w_time, bucket, maximum)
+    expected = plain(q, k, v, w_position, w_time, bucket, maximum)
     torch.testing.assert_close(found, expected)
     wanted = torch.autograd.grad((expected * upstream).sum(), inputs)
     for mine, theirs in zip(torch.autograd.grad((found * upstream).sum(), inputs), wanted, strict=True):

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
+from tests.spawning import Ranks
 
 from retilt import ranks
 from retilt.models.catalog import ReplicatedTable, ShardedTable, initial_rows, stored_width
 from retilt.models.hstu import HSTU
-from retilt.models.policy import CataloguePolicy, Network
 from retilt.models.optimizer import allocated_adam
+from retilt.models.policy import CataloguePolicy, Network
 from retilt.training import parallel
 from retilt.types import Batch
-from tests.spawning import Ranks
 
 ITEMS, WIDTH, STEPS = 101, 6, 5
 SETTINGS = HSTU(max_length=8, width=WIDTH, blocks=1, heads=2, head_width=3)
@@ -29,7 +30,9 @@ def batch(step: int, share: slice) -> Batch:
     time = torch.randint(0, 10**12, (4, 9), generator=generator).sort(1).values
     supervised = valid.clone()
     supervised[:, 0] = False
-    return Batch(item[share], torch.rand(4, 9)[share], time[share], supervised[share], length[share], torch.arange(4)[share])
+    return Batch(
+        item[share], torch.rand(4, 9)[share], time[share], supervised[share], length[share], torch.arange(4)[share]
+    )
 
 
 def steps(placement: str, shares: list[list[int]]) -> dict[str, Any]:
@@ -81,7 +84,9 @@ def test_two_ranks_equal_one(two_ranks: Ranks, alone: dict[str, Any], placement:
     for part in found:
         assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
         rows = slice(part["first"], part["last"])
-        torch.testing.assert_close(torch.tensor(part["weight"]), torch.tensor(alone["weight"])[rows], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(part["weight"]), torch.tensor(alone["weight"])[rows], rtol=1e-4, atol=1e-6
+        )
         torch.testing.assert_close(torch.tensor(part["sum"]), torch.tensor(alone["sum"])[rows], rtol=1e-4, atol=1e-9)
 
 
@@ -100,7 +105,7 @@ def test_padding_and_withdrawn_items_never_move(alone: dict[str, Any]) -> None:
 def test_initial_rows_do_not_depend_on_how_they_are_cut() -> None:
     whole = initial_rows(0, 10_000, 6, seed=3)
     cuts = [0, 17, 4096, 5000, 10_000]
-    parts = [initial_rows(first, last, 6, seed=3) for first, last in zip(cuts, cuts[1:], strict=False)]
+    parts = [initial_rows(first, last, 6, seed=3) for first, last in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
     assert whole.shape == (10_000, stored_width(6)) == (10_000, 8)
     assert not whole[:, 6:].any()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.spawning import Ranks
 from torch import Tensor
 
 from retilt import ranks
 from retilt.models import softmax
 from retilt.models.softmax import CatalogueSoftmax, Rows
-from tests.spawning import Ranks
 
 P, V, D = 37, 501, 6
 
@@ -75,7 +75,7 @@ def brute_ranks(hidden: Tensor, rows: Tensor, item: Tensor, inactive: Tensor, se
 def seen_items(item: Tensor) -> list[list[int]]:
     """Some items per position, never the target, one of them withdrawn."""
     generator = torch.Generator().manual_seed(5)
-    drawn = [torch.randint(1, V, (n % 9,), generator=generator).unique().tolist() + [7] for n in range(P)]
+    drawn = [[7, *torch.randint(1, V, (n % 9,), generator=generator).unique().tolist()] for n in range(P)]
     return [sorted({j for j in some if j != target}) for some, target in zip(drawn, item.tolist(), strict=True)]
 
 

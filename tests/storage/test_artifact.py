@@ -70,7 +70,10 @@ ENTRY = {"path": "a", "bytes": 1, "sha256": "0" * 64}
 @pytest.mark.parametrize(
     "files",
     [
-        *([{**ENTRY, "path": path}] for path in ("/a", "../a", "a/../b", "a\\b", "a\0b", "s3://b/a", "a//b", "", "./a", "C:a")),
+        *(
+            [{**ENTRY, "path": path}]
+            for path in ("/a", "../a", "a/../b", "a\\b", "a\0b", "s3://b/a", "a//b", "", "./a", "C:a")
+        ),
         [ENTRY, ENTRY],
         [ENTRY, {**ENTRY, "path": "A"}],
         [{**ENTRY, "bytes": -1}],

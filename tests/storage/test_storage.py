@@ -74,7 +74,7 @@ def test_expand_takes_a_file_a_folder_and_globs(folder):
     assert names(f"{folder}/**/[b-c].*") == ["day=2/b.parquet", "day=2/c.csv"]
     assert names(f"{folder}/day=?/a.parquet") == ["day=1/a.parquet"]
     for nothing in ("none", "*.parquet"):
-        with pytest.raises(InputError, match="no such file|no file matches"):
+        with pytest.raises(InputError, match=r"no such file|no file matches"):
             storage.expand(f"{folder}/{nothing}")
 
 
@@ -105,7 +105,7 @@ def test_unreadable_uris(tmp_path):
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path):
-    with pytest.raises(StorageError, match="x: cannot be written.*No space"), storage.open_output(str(tmp_path / "x")):
+    with pytest.raises(StorageError, match=r"x: cannot be written.*No space"), storage.open_output(str(tmp_path / "x")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert os.listdir(tmp_path) == []
 

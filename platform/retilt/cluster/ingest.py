@@ -7,6 +7,7 @@ cluster, the number of blocks or the order in which tasks end.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -49,10 +50,9 @@ def run(config: PrepareConfig, dry_run: bool = False) -> dict[str, Any]:
     config = config.model_copy(update=absolute)
     writer = dataset_writer.Writer(config.dataset, config)
     writer.check_place()
-    with session.connect(config.threads, dashboard=False):
-        _check_places(config)
-        if dry_run:
-            return _dry_run(config, columns, known)
+    if dry_run:
+        return _dry_run(config, columns, known)
+    with _whole_or_nothing(writer):
         writer.begin()
         uri = sources.locate(config.source, writer.staging) if known else config.source
         plan = events.plan(storage.expand(uri), columns, config.on_bad_rows == "drop")
@@ -60,17 +60,25 @@ def run(config: PrepareConfig, dry_run: bool = False) -> dict[str, Any]:
             say(f"{config.dataset}: already prepared from this source with this configuration")
             _say_result(finished, config)
             return finished
-        try:
+        with session.connect(config.threads, dashboard=False):
+            _check_places(config)
             return _prepare(config, plan, writer)
-        except RetiltError:
-            writer.abandon()
+
+
+@contextlib.contextmanager
+def _whole_or_nothing(writer: dataset_writer.Writer) -> Iterator[None]:
+    """Delete what was written when the block fails, and raise what a task raised without Ray's wrapping."""
+    try:
+        yield
+    except RetiltError:
+        writer.abandon()
+        raise
+    except ray.exceptions.RayError as problem:
+        inner = session.unwrapped(problem)
+        if not isinstance(inner, RetiltError):
             raise
-        except ray.exceptions.RayError as problem:
-            inner = session.unwrapped(problem)
-            if isinstance(inner, RetiltError):
-                writer.abandon()
-                raise inner from None
-            raise
+        writer.abandon()
+        raise inner from None
 
 
 def _check_places(config: PrepareConfig) -> None:
@@ -147,12 +155,11 @@ def _scan(plan: events.Plan) -> tuple[Any, dict[str, int]]:
     total = {"rows": 0, "rows_null": 0, "rows_not_finite": 0}
     pending: list[Any] = []
     for row in _tasks(plan).map_batches(scan, batch_size=1, batch_format="numpy").iter_rows():
-        found = row["found"]
+        found: events.Scanned | RetiltError = row["found"]
         if isinstance(found, RetiltError):
             raise found
-        total["rows"] += found.rows
-        total["rows_null"] += found.dropped[0]
-        total["rows_not_finite"] += found.dropped[1]
+        for reason, count in {"rows": found.rows, **found.dropped}.items():
+            total[reason] += count
         pending.append(found.counts)
         if sum(map(len, pending)) > max(_MERGE_ROWS, 2 * len(pending[0])):
             pending = [vocabulary.merge_counts(pending)]
@@ -184,13 +191,15 @@ def _shuffle_and_write(
         return {"written": result}
 
     blocks = _tasks(plan).map_batches(load, batch_size=1, batch_format="numpy")
-    # A keyed repartition never splits a key's rows over blocks; a block may hold several shards.
-    blocks = blocks.repartition(min(number, BLOCKS), keys=["shard"])
+    # A keyed repartition never splits a key's rows over blocks; a block may hold several shards. For one shard there is
+    # nothing to shuffle, and plain merging saves the shuffle's own worker processes.
+    blocks = blocks.repartition(min(number, BLOCKS), keys=["shard"]) if number > 1 else blocks.repartition(1)
     written: list[dataset_writer.Written] = []
     for row in blocks.map_batches(write, batch_size=None, batch_format="pyarrow").iter_rows():
         written.append(row["written"])
         if number > 1 and (len(written) % max(1, number // 20) == 0 or len(written) == number):
             say(f"  {len(written)} of {number} shards written")
+    assert len({each.shard for each in written}) == len(written), "a shard's rows came in more than one block"
     return sorted(written, key=lambda each: each.shard)
 
 

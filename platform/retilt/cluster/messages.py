@@ -97,7 +97,9 @@ def training_line(update: Update) -> str:
     loss = f"loss {update['loss']:.4f}"
     pace = f"{update['positions_per_second']:,.0f} positions/s"
     if update.get("epoch_done"):
-        measured = [f"{name.split('/')[1]} {value:.4f}" for name, value in update.items() if name.startswith("validation/")]
+        measured = [
+            f"{name.split('/')[1]} {value:.4f}" for name, value in update.items() if name.startswith("validation/")
+        ]
         validation = f"  validation {', '.join(measured)}" if measured else ""
         return f"{epoch} done in {duration(update['seconds'])}  {loss}  {pace}{validation}"
     return f"{epoch} step {update['step']}  {loss}  {pace}  {duration(update['seconds_left'])} left"

@@ -24,14 +24,16 @@ def place_workers(workers: int, threads: int | None, gpu: bool) -> dict[str, flo
     Raises:
         InputError: more workers (or threads) than the cluster has, or than its autoscaler may add.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = [float(node["Resources"].get("CPU", 0)) for node in nodes]
     gpus = sum(float(node["Resources"].get("GPU", 0)) for node in nodes)
     most = _autoscaler_maximum()
     fitting = threads_that_fit(cpus, workers)
     wanted = threads or fitting or 1
     if gpu and workers > max(gpus, most.get("GPU", 0)):
-        raise InputError(f"workers = {workers} with device=cuda, but the cluster has {gpus:g} GPUs; use workers of at most that")
+        raise InputError(
+            f"workers = {workers} with device=cuda, but the cluster has {gpus:g} GPUs; use workers of at most that"
+        )
     if wanted > fitting and workers * wanted > most.get("CPU", 0):
         each = "1 CPU" if wanted == 1 else f"{wanted} CPUs (threads)"
         raise InputError(

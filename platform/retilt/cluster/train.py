@@ -50,10 +50,12 @@ def describe(planned: PlannedRun) -> list[str]:
     config, data = planned.config, planned.dataset
     placement = config.placement_for(data.items)
     algorithm = ", ".join(f"{name}={value}" for name, value in plain(config.algorithm).items() if name != "name")
+    method = f"{config.algorithm.name} ({algorithm})" if algorithm else config.algorithm.name
     lines = [
-        f"{config.algorithm.name}{f' ({algorithm})' if algorithm else ''} on {data.name}: {data.users:,} users, "
-        f"{data.items:,} items; protocol {config.protocol}, {config.epochs} epochs of {config.batch_users} users a batch",
-        f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, {config.workers} worker(s); seed {config.seed}",
+        f"{method} on {data.name}: {data.users:,} users, {data.items:,} items; "
+        f"protocol {config.protocol}, {config.epochs} epochs of {config.batch_users} users a batch",
+        f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, "
+        f"{config.workers} worker(s); seed {config.seed}",
     ]
     if config.initial:
         lines.append(f"starts from {config.initial}")
@@ -70,7 +72,8 @@ def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
     weights = result["weights"]
     if config.algorithm.name != "bc":
         lines.append(
-            f"weights: effective sample size {weights['ess_ratio']:.3f} of n, largest/mean {weights['max_over_mean_weight']:.1f}"
+            f"weights: effective sample size {weights['ess_ratio']:.3f} of n, "
+            f"largest/mean {weights['max_over_mean_weight']:.1f}"
         )
     if best:
         lines.append(f"best epoch {best['epoch']}: validation {config.selection_metric} {best['value']:.4f}")

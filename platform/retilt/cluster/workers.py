@@ -9,8 +9,9 @@ from typing import Any, Protocol
 
 import ray
 import ray.train
-from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.config import FailureConfig
 
 from retilt import ranks
 from retilt.cluster.messages import Display, Messages, Update
@@ -52,7 +53,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
         result = loop_config["work"](loop_config["arguments"], RayReporter(messages))
     except RetiltError as problem:
         ray.get(messages.fail.remote(problem.exit_code, str(problem)))
-        if not getattr(problem, "on_all_ranks", False):
+        if not problem.on_all_ranks:
             raise  # the other ranks wait in a collective; only an end of this process frees them
         return
     if ranks.rank() == 0:

@@ -18,9 +18,11 @@ from retilt.data.split import bounds_array
 from retilt.types import Batch
 
 Ints = npt.NDArray[np.int64]
-Protocol = Literal["select", "refit"]
 Part = Literal["validation", "test"]
 Exclusion = Literal["all", "window", "none"]
+
+CUT = {"select": 0, "refit": 1}
+"""Which of ``split.bounds`` ends the training events under each protocol."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,9 @@ def ragged(first: Ints, length: Ints) -> Ints:
     return np.repeat(first - place, length) + np.arange(int(length.sum()))
 
 
-def trained(rows: Rows, k: int, protocol: Protocol, max_length: int) -> Rows:
+def trained(rows: Rows, k: int, protocol: str, max_length: int) -> Rows:
     """The last N + 1 training events of each user: ``windows=last``."""
-    end = bounds_array(rows.length, k)[0 if protocol == "select" else 1]
+    end = bounds_array(rows.length, k)[CUT[protocol]]
     length = np.minimum(end, max_length + 1)
     return rows.windows(end - length, length)
 

@@ -21,6 +21,7 @@ from retilt.types import InputError
 SEQUENCES = ("item", "reward", "time")
 """The list columns that batches are made of."""
 _NEEDED = (
+    "name",
     "fingerprint",
     "users",
     "items",
@@ -85,6 +86,11 @@ class Dataset:
         if not 1 <= self.lanes <= len(groups) or self.k < 1:
             return f"{self.lanes} lanes for {len(groups)} row groups, k = {self.k}; needs lanes ≤ row groups, k ≥ 1"
         return None
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+        return str(self.manifest["name"])
 
     @property
     def fingerprint(self) -> str:

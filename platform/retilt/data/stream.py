@@ -16,7 +16,6 @@ from retilt.data.collate import (
     Exclusion,
     Ints,
     Part,
-    Protocol,
     Rows,
     Targets,
     evaluation_batch,
@@ -30,6 +29,8 @@ from retilt.types import Batch, InputError
 
 PREFETCH_BATCHES = 4
 PREFETCH_WINDOWS = 1
+LENGTHS, FEWEST = 4, 16
+"""Evaluation cuts a small row group into this many batches, of at least so many users, to have less padding."""
 
 T = TypeVar("T")
 
@@ -80,7 +81,7 @@ def prefetch(items: Generator[T, None, None], ahead: int) -> Generator[T, None, 
 
 
 def train_batches(
-    dataset: Dataset, plan: Plan, cursor: Cursor, protocol: Protocol, max_length: int, rank: int, world: int
+    dataset: Dataset, plan: Plan, cursor: Cursor, protocol: str, max_length: int, rank: int, world: int
 ) -> Generator[Batch, None, None]:
     """This rank's shares of the global batches from ``cursor`` to the end of its epoch.
 
@@ -112,7 +113,7 @@ def _training(shares: Generator[_Share, None, None]) -> Generator[Batch, None, N
 
 
 def _shares(
-    dataset: Dataset, plan: Plan, cursor: Cursor, protocol: Protocol, max_length: int, lanes: range
+    dataset: Dataset, plan: Plan, cursor: Cursor, protocol: str, max_length: int, lanes: range
 ) -> Generator[_Share, None, None]:
     for window in plan.windows(cursor.epoch):
         if window.first + window.slices <= cursor.batch:
@@ -128,7 +129,7 @@ def _shares(
         yield _Share(Rows.concatenate(parts), batches[max(0, cursor.batch - window.first) :])
 
 
-def _trained_lane(dataset: Dataset, groups: tuple[int, ...], protocol: Protocol, max_length: int) -> Rows:
+def _trained_lane(dataset: Dataset, groups: tuple[int, ...], protocol: str, max_length: int) -> Rows:
     # Each row group is cut before the next is read: one bot's million events do not stay in memory.
     parts = [trained(_read(dataset, g), dataset.k, protocol, max_length) for g in groups]
     return Rows.concatenate(parts)
@@ -150,7 +151,7 @@ def evaluation_batches(
 ) -> Generator[Batch, None, None]:
     """This rank's share of a part's users, each once, with ``seen_item``, ``seen_length_P`` and ``untied_P``.
 
-    Each batch holds about ``batch_users`` users of one row group, so it does not depend on the number of ranks; every
+    Each batch holds at most ``batch_users`` users of one row group, so it does not depend on the number of ranks; every
     rank gets the same number of batches, the last ones empty where it has fewer.
 
     Raises:
@@ -161,7 +162,10 @@ def evaluation_batches(
             f"model.max_length = {max_length}, but the split holds out {dataset.k} events of a user; use at least that"
         )
     rows_G = [group.rows for group in dataset.row_groups]
-    counts = [sum(-(-rows_G[g] // batch_users) for g in dealt(rows_G, dataset.lanes, r, world)) for r in range(world)]
+    counts = [
+        sum(_evaluation_slices(rows_G[g], batch_users) for g in dealt(rows_G, dataset.lanes, r, world))
+        for r in range(world)
+    ]
     groups = dealt(rows_G, dataset.lanes, rank, world)
 
     def make() -> Generator[Batch, None, None]:
@@ -169,7 +173,7 @@ def evaluation_batches(
             rows = _read(dataset, g)
             targets = Targets.of(rows.length, dataset.k, part, max_length)
             order = np.argsort(targets.end - targets.window, kind="stable")
-            for user_B in np.array_split(order, -(-len(order) // batch_users)):
+            for user_B in np.array_split(order, _evaluation_slices(len(order), batch_users)):
                 having = user_B[targets.end[user_B] > targets.first[user_B]]
                 yield evaluation_batch(rows, targets, having, exclude_history)
         nothing = Rows.concatenate([])
@@ -180,8 +184,12 @@ def evaluation_batches(
     return prefetch(make(), PREFETCH_BATCHES)
 
 
+def _evaluation_slices(rows: int, batch_users: int) -> int:
+    return max(-(-rows // batch_users), min(LENGTHS, -(-rows // FEWEST)))
+
+
 def trained_positions(
-    dataset: Dataset, protocol: Protocol, max_length: int, rank: int, world: int
+    dataset: Dataset, protocol: str, max_length: int, rank: int, world: int
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Item (int64), reward (float32) and the user's number of trained positions (int64) of this rank's positions.
 

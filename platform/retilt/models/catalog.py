@@ -1,4 +1,4 @@
-"""The item table through one door: replicated on every rank, or sharded by rows with TorchRec. The only torchrec import.
+"""The item table through one door: replicated on every rank, or sharded by rows with TorchRec (imported here only).
 
 Row 0 is padding, items are rows 1 … V. Both placements keep the same values from the same seed, take the same steps
 (tests/models/test_catalog.py) and are saved by ranges of rows, so that any number of workers loads either.
@@ -39,7 +39,7 @@ class ItemTable(Protocol):
     sharded: bool
 
     def state(self) -> dict[str, Tensor]:
-        """Live tensors of rows first … last: ``weight`` (R, stored width) and the optimizer's rows, all copyable in place."""
+        """Live tensors of rows first … last: ``weight`` (R, stored width) and the optimizer's; copyable in place."""
         ...
 
     def step(self) -> None:
@@ -57,7 +57,7 @@ def stored_width(width: int) -> int:
 
 
 def initial_rows(first: int, last: int, width: int, seed: int) -> Tensor:
-    """Rows first … last (exclusive) as every placement starts with them: truncated normal, SD .02, shape (R, stored)."""
+    """Rows first … last (exclusive) as all placements start with them: truncated normal, SD .02, (R, stored)."""
     rows = torch.zeros(last - first, stored_width(width))
     for block in range(first // BLOCK, -(-last // BLOCK)):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + block) & 0x7FFFFFFFFFFFFFFF)
@@ -90,7 +90,10 @@ class ReplicatedTable(nn.Module):
     def state(self) -> dict[str, Tensor]:
         """Live tensors: weight, and ``exp_avg``, ``exp_avg_sq``, ``step`` (Adam) or ``sum`` (row-wise Adagrad)."""
         state = self._optimizer.state[self.weight]
-        return {"weight": self.weight.data, **{name: _flat(value) for name, value in state.items() if torch.is_tensor(value)}}
+        return {
+            "weight": self.weight.data,
+            **{name: _flat(value) for name, value in state.items() if torch.is_tensor(value)},
+        }
 
     def step(self) -> None:
         """One dense step."""
@@ -107,7 +110,8 @@ def _dense_optimizer(weight: nn.Parameter, name: TableOptimizer, learning_rate: 
         return allocated_adam([weight], learning_rate)
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-    return RowWiseAdagrad([weight], lr=learning_rate, eps=EPSILON)
+    optimizer: torch.optim.Optimizer = RowWiseAdagrad([weight], lr=learning_rate, eps=EPSILON)
+    return optimizer
 
 
 def _flat(value: Tensor) -> Tensor:
@@ -174,7 +178,9 @@ def _sharded_collection(rows: int, width: int, learning_rate: float, device: tor
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
     if rows < ranks.world() ** 2:
-        raise InputError(f"a table of {rows - 1} items cannot be sharded over {ranks.world()} workers; use fewer workers")
+        raise InputError(
+            f"a table of {rows - 1} items cannot be sharded over {ranks.world()} workers; use fewer workers"
+        )
     config = EmbeddingConfig(
         name="item", num_embeddings=rows, embedding_dim=width, feature_names=["history", "candidates"]
     )
@@ -210,4 +216,3 @@ class _Holder(nn.Module):
 
     def forward(self, features: Any) -> Mapping[str, Any]:
         return self.items(features)  # type: ignore[no-any-return]
-

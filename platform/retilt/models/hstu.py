@@ -28,7 +28,9 @@ class HSTU(BaseModel):
     blocks: Annotated[int, Field(ge=1, le=64, description="Number of HSTU layers.")] = 2
     heads: Annotated[int, Field(ge=1, le=64, description="Attention heads of a layer.")] = 1
     head_width: Annotated[int, Field(ge=1, le=512, description="Width of a head (d_qk = d_v).")] = 50
-    temperature: Annotated[float, Field(gt=0, le=10, description="Divisor of the cosine similarity in the logits.")] = 0.05
+    temperature: Annotated[float, Field(gt=0, le=10, description="Divisor of the cosine similarity in the logits.")] = (
+        0.05
+    )
 
     def build(self, rate: float) -> HSTUBackbone:
         """A freshly initialised backbone with dropout ``rate``; uses torch's global generator."""

@@ -1,4 +1,4 @@
-"""Adam as Meta's public HSTU experiments set it, with its state allocated at once so that a checkpoint can be copied in."""
+"""Adam as Meta's public HSTU experiments set it; its state is there at once, so a checkpoint can be copied in."""
 
 from __future__ import annotations
 

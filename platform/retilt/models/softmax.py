@@ -115,7 +115,9 @@ def _logits(hidden_ND: Tensor, rows_KD: Tensor, inactive: Tensor | None, buffer:
 
 def _log_sum_exp(hidden_ND: Tensor, rows_RD: Tensor, inactive_R: Tensor) -> tuple[Tensor, Tensor]:
     """Running maximum and Σ exp(logit − maximum) of each position over this rank's rows."""
-    top_N = torch.full((len(hidden_ND),), torch.finfo(hidden_ND.dtype).min, dtype=hidden_ND.dtype, device=hidden_ND.device)
+    top_N = torch.full(
+        (len(hidden_ND),), torch.finfo(hidden_ND.dtype).min, dtype=hidden_ND.dtype, device=hidden_ND.device
+    )
     total_N = torch.zeros_like(top_N)
     buffer = torch.empty(TILE_POSITIONS * TILE_ROWS, dtype=hidden_ND.dtype, device=hidden_ND.device)
     for some in _parts(len(rows_RD), TILE_ROWS):

@@ -29,9 +29,7 @@ class Blueprint:
     seed: int
 
 
-def assemble(
-    blueprint: Blueprint, active: Tensor, device: torch.device
-) -> tuple[CataloguePolicy, torch.optim.Adam]:
+def assemble(blueprint: Blueprint, active: Tensor, device: torch.device) -> tuple[CataloguePolicy, torch.optim.Adam]:
     """A freshly initialised policy and the optimizer of its dense parameters (the table has its own).
 
     ``active`` (V + 1,) bool marks the catalogue's items. Collective where the table is sharded.

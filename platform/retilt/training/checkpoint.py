@@ -76,13 +76,15 @@ def _save_table(uri: str, policy: CataloguePolicy) -> Iterator[artifact.FileEntr
 
 
 def find(uri: str) -> str:
-    """The checkpoint that a policy's URI stands for: a run folder, its policy/, policy/best or last, or a checkpoint."""
+    """The checkpoint that a policy's URI stands for: of a run folder, its policy/, policy/best or last, or itself."""
     for place in ("", "policy/best", "policy/last", "best", "last"):
         candidate = storage.join(uri, *place.split("/")) if place else uri
         if storage.exists(storage.join(candidate, artifact.MANIFEST)):
             artifact.read_manifest(candidate, KIND, [FORMAT])
             return candidate
-    raise InputError(f"{uri}: no policy here; expected a finished run's folder, its policy/best or policy/last, or a checkpoint")
+    raise InputError(
+        f"{uri}: no policy here; expected a finished run's folder, its policy/best or policy/last, or a checkpoint"
+    )
 
 
 def read_state(uri: str) -> dict[str, Any]:
@@ -113,7 +115,9 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
     try:
         policy.network.backbone.load_state_dict(parameters)
     except RuntimeError as problem:
-        raise InputError(f"{uri}: dense.safetensors does not fit this model: {str(problem).splitlines()[-1].strip()}") from problem
+        raise InputError(
+            f"{uri}: dense.safetensors does not fit this model: {str(problem).splitlines()[-1].strip()}"
+        ) from problem
     if dense is not None:
         saved = _verified(uri, manifest, "dense-optimizer.safetensors")
         for name, value in _dense_state(policy, dense).items():

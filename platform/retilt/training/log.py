@@ -42,4 +42,6 @@ class MetricsLog:
                         if name != "step" and isinstance(value, int | float):
                             writer.add_scalar(name, value, record["step"])
             (events,) = Path(folder).iterdir()
-            storage.write_bytes(storage.join(self.output, "tensorboard", "events.out.tfevents.retilt"), events.read_bytes())
+            storage.write_bytes(
+                storage.join(self.output, "tensorboard", "events.out.tfevents.retilt"), events.read_bytes()
+            )

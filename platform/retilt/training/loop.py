@@ -6,9 +6,9 @@ It runs alike in Ray Train's workers and in plain spawned processes; ``Reporter`
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from retilt import ranks, storage
 from retilt.config import TrainConfig, config_hash, plain
@@ -21,7 +21,9 @@ from retilt.training.assemble import Blueprint, assemble
 from retilt.training.fit import fit_statistics
 from retilt.training.log import MetricsLog
 from retilt.training.step import take_step
-from retilt.types import Algorithm, Reporter
+from retilt.types import Algorithm, InputError, Reporter, RetiltError, StorageError, TrainingError
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -40,17 +42,17 @@ class Run:
     """One rank's part of a training run."""
 
     def __init__(self, config: TrainConfig, lineage: list[dict[str, Any]], reporter: Reporter) -> None:
-        """``config`` is resolved: it names the model, an absolute dataset and output, and a checkpoint as ``initial``."""
+        """``config`` is resolved: model, absolute dataset and output, a checkpoint as ``initial`` (run.plan_run)."""
         self.config, self.lineage, self.reporter = config, lineage, reporter
         self.device = parallel.choose_device(config.device)
         self.dataset = Dataset.open(config.dataset)
-        self.dataset.verify_share(ranks.rank(), ranks.world())
+        together(lambda: self.dataset.verify_share(ranks.rank(), ranks.world()))
         assert config.model is not None
         self.model = config.model
         self.algorithm: Algorithm = config.algorithm
         self.plan = Plan.of(self.dataset, config.batch_users, config.seed)
-        self.statistics, self.weights = fit_statistics(
-            config.algorithm, self.dataset, config.protocol, self.model.max_length
+        self.statistics, self.weights = together(
+            lambda: fit_statistics(config.algorithm, self.dataset, config.protocol, self.model.max_length)
         )
         placement = config.placement_for(self.dataset.items)
         self.blueprint = Blueprint(
@@ -67,10 +69,11 @@ class Run:
         newest = ranks.broadcast_object(checkpoint.newest(self.config.output))
         if newest is not None:
             state = checkpoint.read_state(newest)
-            self.progress = Progress(
-                state["step"], Cursor(**state["cursor"]), state["best"], state["epochs"]
-            )
-            return [f"continues at epoch {self.progress.cursor.epoch + 1}", *checkpoint.load(newest, self.policy, self.dense)]
+            self.progress = Progress(state["step"], Cursor(**state["cursor"]), state["best"], state["epochs"])
+            return [
+                f"continues at epoch {self.progress.cursor.epoch + 1}",
+                *checkpoint.load(newest, self.policy, self.dense),
+            ]
         if self.config.initial is not None:
             dense = self.dense if self.config.optimizer_state == "keep" else None
             return checkpoint.load(self.config.initial, self.policy, dense)
@@ -110,7 +113,13 @@ class Run:
     def _validate(self) -> dict[str, float]:
         """Validation metrics of the group that chooses the best epoch; equal on all ranks."""
         batches = evaluation_batches(
-            self.dataset, "validation", self.model.max_length, "all", self.config.batch_users, ranks.rank(), ranks.world()
+            self.dataset,
+            "validation",
+            self.model.max_length,
+            "all",
+            self.config.batch_users,
+            ranks.rank(),
+            ranks.world(),
         )
         found = tally(
             self.policy.eval(), batches, train_counts=self.dataset.train_counts("select"),
@@ -132,7 +141,9 @@ class Run:
             self.log.flush()
             best = self.progress.best["checkpoint"] if self.progress.best else None
             checkpoint.prune(self.config.output, self.config.checkpoint.keep, best)
-            self.reporter.progress({"step": self.progress.step, **record, "epochs": self.config.epochs, "epoch_done": True})
+            self.reporter.progress(
+                {"step": self.progress.step, **record, "epochs": self.config.epochs, "epoch_done": True}
+            )
         self.reporter.report(record)
 
     def _state(self) -> dict[str, Any]:
@@ -174,6 +185,26 @@ class Run:
         return result
 
 
+def together(action: Callable[[], T]) -> T:
+    """``action``'s value where it succeeds on every rank; else the first rank's error, on every rank alike.
+
+    Without this, one rank's bad shard would leave the others waiting in a collective.
+    """
+    try:
+        value, problem = action(), None
+    except RetiltError as error:
+        value, problem = None, error
+    found = [each for each in ranks.gather_object((problem.exit_code, str(problem)) if problem else None) if each]
+    if found:
+        kinds: dict[int, type[RetiltError]] = {
+            kind.exit_code: kind for kind in (InputError, StorageError, TrainingError)
+        }
+        raised = kinds.get(found[0][0], TrainingError)(found[0][1])
+        raised.on_all_ranks = True
+        raise raised
+    return cast(T, value)
+
+
 class _Meter:
     """Sums of an epoch, and since the last line of progress."""
 
@@ -203,7 +234,13 @@ class _Meter:
         left = self.plan.batches(self.cursor.epoch) - done
         left += sum(self.plan.batches(epoch) for epoch in range(self.cursor.epoch + 1, self.epochs))
         pace = (time.perf_counter() - self.started) / self.batches
-        return {"step": step, "epoch": self.cursor.epoch + 1, **means, "positions_per_second": rate, "seconds_left": left * pace}
+        return {
+            "step": step,
+            "epoch": self.cursor.epoch + 1,
+            **means,
+            "positions_per_second": rate,
+            "seconds_left": left * pace,
+        }
 
     def _rate(self, sums: Mapping[str, float], started: float) -> float:
         return sums.get("positions", 0.0) / max(time.perf_counter() - started, 1e-9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from retilt import artifact, storage
+from retilt import storage
 from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, plain
 from retilt.data.dataset import Dataset
 from retilt.evaluation.lineage import check_lineage
@@ -36,10 +36,7 @@ def plan_run(config: TrainConfig) -> PlannedRun:
             that chooses the epoch, or more workers than lanes.
     """
     dataset = Dataset.open(config.dataset)
-    if config.workers > dataset.lanes:
-        raise InputError(f"workers = {config.workers}, but the data set has {dataset.lanes} lanes; use workers of at most that")
-    if config.batch_users < dataset.lanes:
-        raise InputError(f"batch_users = {config.batch_users}, but the data set has {dataset.lanes} lanes; use at least that")
+    check_lanes(dataset, config.workers, config.batch_users)
     lineage: list[dict[str, Any]] = []
     model, initial, warning, start = config.model, None, None, None
     if config.initial is not None:
@@ -59,15 +56,24 @@ def plan_run(config: TrainConfig) -> PlannedRun:
         }
     )
     lineage.append(dataset.lineage(config.protocol, storage.name(config.output)))
-    identity = artifact.fingerprint([identity_hash(config.model_copy(update={"dataset": "", "initial": None})), dataset.fingerprint, start])
+    identity = identity_hash(config, dataset=dataset.fingerprint, initial=start)
     return PlannedRun(config, lineage, identity, dataset, warning)
+
+
+def check_lanes(dataset: Dataset, workers: int, batch_users: int) -> None:
+    """Raise InputError where a data set cannot be shared by so many workers, or in batches of so few users."""
+    for key, value in (("workers", workers), ("batch_users", batch_users)):
+        if (key == "workers" and value > dataset.lanes) or (key == "batch_users" and value < dataset.lanes):
+            bound = "most" if key == "workers" else "least"
+            raise InputError(f"{key} = {value}, but the data set has {dataset.lanes} lanes; use at {bound} that many")
 
 
 def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> HSTU:
     model = HSTU.model_validate(state["model"])
     if config.model is not None and config.model != model:
         raise InputError(
-            f"model differs from that of the initial policy {initial} ({state['model']}); leave model out: it is the policy's"
+            f"model differs from that of the initial policy {initial} ({state['model']}); leave model out: "
+            "it is the policy's"
         )
     return model
 
@@ -111,7 +117,11 @@ def claim(run: PlannedRun) -> None:
 
 def _difference(found: dict[str, Any], run: PlannedRun) -> str:
     mine, theirs = plain(run.config), found.get("config", {})
-    free = {name for name, field in TrainConfig.model_fields.items() if (field.json_schema_extra or {}) == {"identity": False}}
+    free = {
+        name
+        for name, field in TrainConfig.model_fields.items()
+        if (field.json_schema_extra or {}) == {"identity": False}
+    }
     names = [name for name in mine if name not in free and mine[name] != theirs.get(name)]
     if found.get("data") != run.dataset.fingerprint:
         return "trained on other data"

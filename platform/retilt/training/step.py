@@ -39,7 +39,9 @@ def take_step(
     loss = algorithm.loss(policy.train(step), batch, statistics)
     metrics = {**loss.metrics, "positions": batch.supervised_BT.sum()}
     names = sorted(metrics)
-    packed = torch.stack([loss.count.double(), loss.total.detach().double(), *(metrics[name].double() for name in names)])
+    packed = torch.stack(
+        [loss.count.double(), loss.total.detach().double(), *(metrics[name].double() for name in names)]
+    )
     count, total, *sums = ranks.sum_(packed).tolist()
     if not math.isfinite(total):
         raise TrainingError(f"the loss is {total} at step {step}; lower the learning rate or look at the rewards")
