@@ -101,13 +101,6 @@ def test_adam_is_refused_where_auto_turns_out_to_be_row_wise():
         train(table_optimizer="adam").optimizer_for("row_wise")
 
 
-def test_threads_divide_the_cores(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert train().threads_for(3) == 2
-    assert train().threads_for(16) == 1
-    assert train(threads=5).threads_for(3) == 5
-
-
 def test_the_same_run_with_other_workers_threads_storage_and_more_epochs():
     again = {"workers": 2, "threads": 1, "epochs": 60, "output": "moved", "storage": {"shared_filesystem": True}}
     assert identity_hash(train()) == identity_hash(train(**again, checkpoint={"keep": 9}, log_every=1, device="cpu"))

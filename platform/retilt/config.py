@@ -5,7 +5,6 @@ A field made with ``free`` is no part of the run's identity: with another value 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -43,6 +42,13 @@ REPLICATED_ITEMS = 100_000
 
 Placement = Literal["replicated", "row_wise"]
 TableOptimizer = Literal["adam", "row_wise_adagrad"]
+
+
+def place_table(table: Literal["auto", "replicated", "row_wise"], items: int) -> Placement:
+    """Where a table of ``items`` rows lives: as told, and under ``auto`` by its size alone."""
+    if table != "auto":
+        return table
+    return "replicated" if items <= REPLICATED_ITEMS else "row_wise"
 
 
 def _section(value: Any, default: str) -> Any:
@@ -89,7 +95,7 @@ class PrepareConfig(Settings):
     max_events_per_user: int | None = Field(None, ge=3)
     """Keep this many of a user's most recent events; null keeps all."""
     on_duplicates: Literal["keep", "drop"] = "keep"
-    """What happens to an event that repeats user, item and time of an earlier one."""
+    """`drop`: of events with the same user, item and time only the last in input order stays."""
     on_bad_rows: Literal["fail", "drop"] = "fail"
     """What happens to a row with a null, or with a reward that is not finite."""
     threads: int | None = free(None, ge=1)
@@ -190,9 +196,7 @@ class TrainConfig(Settings):
 
     def placement_for(self, items: int) -> Placement:
         """Where a table of ``items`` rows lives. Never depends on the workers, because the optimizer differs."""
-        if self.table != "auto":
-            return self.table
-        return "replicated" if items <= REPLICATED_ITEMS else "row_wise"
+        return place_table(self.table, items)
 
     def optimizer_for(self, placement: Placement) -> TableOptimizer:
         """The table's optimizer in that placement. Raises InputError for Adam on a row-wise table."""
@@ -204,10 +208,6 @@ class TrainConfig(Settings):
                 "pass, on CPU without Adam: use table_optimizer=row_wise_adagrad or table=replicated"
             )
         return self.table_optimizer
-
-    def threads_for(self, workers_on_node: int) -> int:
-        """Threads of a worker on a node with that many workers."""
-        return self.threads or max(1, (os.cpu_count() or 1) // max(1, workers_on_node))
 
 
 class EvaluateConfig(Settings):

@@ -16,7 +16,7 @@ from retilt.config import TrainConfig, build
 from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
 from retilt.training import checkpoint, loop
-from retilt.training.run import PlannedRun, claim, finished, plan_run
+from retilt.training.run import PlannedRun, check_output, finished, plan_run
 from retilt.types import InputError, TrainingError
 
 MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
@@ -60,11 +60,11 @@ def planned(data: str, output: Path | str, **values: Any) -> PlannedRun:
     return plan_run(build(TrainConfig, {"dataset": data, "output": str(output), **values}))
 
 
-def run(config: dict[str, Any], lineage: list[dict[str, Any]], stop_after: int | None = None) -> list[dict[str, Any]]:
+def run(task: dict[str, Any], stop_after: int | None = None) -> list[dict[str, Any]]:
     """One rank's run; rank 0 returns the lines of its steps and epochs."""
     listener = Listener(stop_after)
     try:
-        loop.train(TrainConfig.model_validate(config), lineage, listener)
+        loop.train(task, listener)
     except KeyboardInterrupt:
         ranks.barrier()
     return listener.lines
@@ -72,8 +72,8 @@ def run(config: dict[str, Any], lineage: list[dict[str, Any]], stop_after: int |
 
 def alone(each: PlannedRun, stop_after: int | None = None) -> list[dict[str, Any]]:
     ranks.single()
-    claim(each)
-    return run(each.config.model_dump(), each.lineage, stop_after)
+    check_output(each)
+    return run(each.task(), stop_after)
 
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:
@@ -101,8 +101,7 @@ def test_two_workers_take_the_steps_of_one(
     values = {"algorithm": ALGORITHMS[algorithm], "table": placement, "table_learning_rate": 0.01}
     one = alone(planned(data, tmp_path / "one", **values))
     both = planned(data, tmp_path / "two", **values)
-    claim(both)
-    two = two_ranks(run, both.config.model_dump(), both.lineage)[0]
+    two = two_ranks(run, both.task())[0]
     assert len(losses(one)) == 20
     assert losses(two) == pytest.approx(losses(one), rel=1e-5)
     for mine, theirs in zip(two, one, strict=True):
@@ -117,8 +116,7 @@ def test_two_hundred_steps_stay_together(data: str, two_ranks: Ranks, tmp_path: 
     values = {"epochs": 10, "batch_users": 3, "protocol": "refit", **values}
     one = alone(planned(data, tmp_path / "one", **values))
     both = planned(data, tmp_path / "two", **values)
-    claim(both)
-    two = two_ranks(run, both.config.model_dump(), both.lineage)[0]
+    two = two_ranks(run, both.task())[0]
     assert len(losses(one)) == 200
     assert losses(two) == pytest.approx(losses(one), rel=1e-3)
 
@@ -126,8 +124,7 @@ def test_two_hundred_steps_stay_together(data: str, two_ranks: Ranks, tmp_path: 
 def test_dropout_does_not_depend_on_the_workers_either(data: str, two_ranks: Ranks, tmp_path: Path) -> None:
     one = alone(planned(data, tmp_path / "one", epochs=2, dropout=0.3))
     both = planned(data, tmp_path / "two", epochs=2, dropout=0.3)
-    claim(both)
-    assert losses(two_ranks(run, both.config.model_dump(), both.lineage)[0]) == pytest.approx(losses(one), rel=1e-5)
+    assert losses(two_ranks(run, both.task())[0]) == pytest.approx(losses(one), rel=1e-5)
 
 
 @pytest.mark.parametrize("placement", ["replicated", "row_wise"])
@@ -147,7 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(data: str, tmp_pat
 def test_a_finished_run_is_found_and_more_epochs_continue_it(data: str, tmp_path: Path) -> None:
     alone(planned(data, tmp_path / "run", epochs=2))
     again = planned(data, tmp_path / "run", epochs=2, workers=2)
-    claim(again)
+    check_output(again)
     result = finished(again)
     assert result is not None
     assert result["epochs"] == 2
@@ -200,8 +197,7 @@ def test_equal_ranks_from_one_checkpoint(data: str, two_ranks: Ranks, tmp_path: 
 
 def test_a_policy_saved_by_two_ranks_is_loaded_by_one(data: str, two_ranks: Ranks, tmp_path: Path) -> None:
     both = planned(data, tmp_path / "run", table="row_wise", epochs=1)
-    claim(both)
-    two_ranks(run, both.config.model_dump(), both.lineage)
+    two_ranks(run, both.task())
     policy = checkpoint.find(str(tmp_path / "run"))
     assert sum(file.path.startswith("table-0") for file in storage.list_files(policy)) == 2
     assert len(ranks_of(data, policy, "replicated")) == 60
@@ -251,11 +247,11 @@ def test_what_is_refused_before_anything_is_written(data: str, tmp_path: Path) -
 def test_another_run_or_other_files_in_the_output(data: str, tmp_path: Path) -> None:
     alone(planned(data, tmp_path / "run", epochs=1))
     with pytest.raises(InputError, match=r"holds another run \(learning_rate = 0.001\)"):
-        claim(planned(data, tmp_path / "run", epochs=1, learning_rate=0.01))
+        check_output(planned(data, tmp_path / "run", epochs=1, learning_rate=0.01))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="not empty"):
-        claim(planned(data, tmp_path / "full"))
+        check_output(planned(data, tmp_path / "full"))
 
 
 def test_a_flipped_byte_in_a_shard_ends_the_run_on_all_ranks(data: str, two_ranks: Ranks, tmp_path: Path) -> None:
@@ -267,14 +263,15 @@ def test_a_flipped_byte_in_a_shard_ends_the_run_on_all_ranks(data: str, two_rank
     flipped[len(flipped) // 2] ^= 1
     shard.write_bytes(flipped)
     each = planned(str(copy), tmp_path / "run")
-    found = two_ranks(refusal, each.config.model_dump(), each.lineage)
+    found = two_ranks(refusal, each.task())
     assert found[0] == found[1]
     assert "part-00001.parquet: sha256 differs" in found[0]
+    assert not (tmp_path / "run").exists()
 
 
-def refusal(config: dict[str, Any], lineage: list[dict[str, Any]]) -> str:
+def refusal(task: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
-        loop.train(TrainConfig.model_validate(config), lineage, Listener())
+        loop.train(task, Listener())
     assert refused.value.on_all_ranks
     return str(refused.value)
 

@@ -13,8 +13,9 @@ from retilt import ranks, storage
 from retilt.cluster import session
 from retilt.cluster.messages import Update, say
 from retilt.cluster.workers import on_workers
-from retilt.config import REPLICATED_ITEMS, EvaluateConfig, plain
+from retilt.config import EvaluateConfig, place_table, plain
 from retilt.data.dataset import Dataset
+from retilt.data.plan import check_world
 from retilt.data.stream import evaluation_batches
 from retilt.evaluation import report
 from retilt.evaluation.lineage import check_lineage
@@ -26,7 +27,7 @@ from retilt.models.hstu import HSTU
 from retilt.training import checkpoint, parallel
 from retilt.training.assemble import Blueprint, assemble
 from retilt.training.loop import together
-from retilt.training.run import check_lanes, require_vocabulary
+from retilt.training.run import require_vocabulary
 from retilt.types import InputError, Reporter
 
 
@@ -38,7 +39,7 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
             output that holds something else.
     """
     dataset = Dataset.open(config.dataset)
-    check_lanes(dataset, config.workers, config.batch_users)
+    check_world(dataset.lanes, config.workers)
     places = {name: checkpoint.find(storage.absolute(uri)) for name, uri in config.policies.items()}
     identities, warnings = _identities(places, dataset, config.part)
     output = storage.absolute(config.output)
@@ -49,7 +50,10 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {}
     with session.connect():
-        session.require_shared(config.output, "output", config.storage.shared_filesystem)
+        for key in ("dataset", "output"):
+            session.require_shared(getattr(config, key), key, config.storage.shared_filesystem)
+        for name, uri in config.policies.items():
+            session.require_shared(uri, f"policies.{name}", config.storage.shared_filesystem)
         found = on_workers(
             _work,
             {"config": plain(config), "places": places},
@@ -127,12 +131,10 @@ def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
 def _evaluate(config: EvaluateConfig, dataset: Dataset, place: str, device: Any) -> Tally:
     state = checkpoint.read_state(place)
     model = HSTU.model_validate(state["model"])
-    placement = (
-        config.table if config.table != "auto" else "replicated" if dataset.items <= REPLICATED_ITEMS else "row_wise"
-    )
+    placement = place_table(config.table, dataset.items)
     blueprint = Blueprint(model, dataset.items, placement, "row_wise_adagrad", 1e-3, 1e-3, 0.0, 0)
     policy, _ = assemble(blueprint, dataset.active(), device)
-    checkpoint.load(place, policy, None)
+    together(lambda: checkpoint.load(place, policy, None))
     batches = evaluation_batches(
         dataset, config.part, model.max_length, config.exclude_history, config.batch_users, ranks.rank(), ranks.world()
     )

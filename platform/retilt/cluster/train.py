@@ -12,12 +12,7 @@ from retilt.cluster.workers import on_workers
 from retilt.config import TrainConfig, plain
 from retilt.training import loop
 from retilt.training.parallel import choose_device
-from retilt.training.run import PlannedRun, claim, finished, plan_run
-from retilt.types import Reporter
-
-
-def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    return loop.train(TrainConfig.model_validate(arguments["config"]), arguments["lineage"], reporter)
+from retilt.training.run import PlannedRun, check_output, finished, memory_estimate, plan_run
 
 
 def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
@@ -27,14 +22,17 @@ def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
         say(line)
     if dry_run:
         return {}
-    claim(planned)
+    check_output(planned)
     result = finished(planned)
     if result is None:
         gpu = choose_device(config.device).type == "cuda"
         with session.connect():
+            for key in ("dataset", "initial", "output"):
+                if place := getattr(config, key):
+                    session.require_shared(place, key, config.storage.shared_filesystem)
             result = on_workers(
-                _work,
-                {"config": plain(planned.config), "lineage": planned.lineage},
+                loop.train,
+                planned.task(),
                 workers=config.workers,
                 threads=config.threads,
                 gpu=gpu,
@@ -57,6 +55,9 @@ def describe(planned: PlannedRun) -> list[str]:
         f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, "
         f"{config.workers} worker(s); seed {config.seed}",
     ]
+    memory = memory_estimate(planned)
+    parts = ", ".join(f"{name} {size:,.0f}" for name, size in memory.items())
+    lines.append(f"memory of a worker: about {sum(memory.values()):,.0f} MiB ({parts}) beside its libraries")
     if config.initial:
         lines.append(f"starts from {config.initial}")
     if planned.warning:

@@ -16,6 +16,7 @@ from ray.train.v2.api.config import FailureConfig
 from retilt import ranks
 from retilt.cluster.messages import Display, Messages, Update
 from retilt.cluster.resources import place_workers
+from retilt.evaluation.report import code_version
 from retilt.training import parallel
 from retilt.types import InputError, Reporter, RetiltError, StorageError, TrainingError
 
@@ -26,7 +27,7 @@ START_ATTEMPTS = 3
 class Work(Protocol):
     """What each worker runs; returns the result (rank 0's counts)."""
 
-    def __call__(self, arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]: ...
+    def __call__(self, arguments: Mapping[str, Any], reporter: Reporter, /) -> dict[str, Any]: ...
 
 
 class RayReporter:
@@ -50,6 +51,7 @@ def _worker(loop_config: dict[str, Any]) -> None:
         return  # Ray restarted the group after an error that a restart cannot mend
     parallel.use_threads(loop_config["threads"])
     try:
+        _require_code(loop_config["code"])
         result = loop_config["work"](loop_config["arguments"], RayReporter(messages))
     except RetiltError as problem:
         ray.get(messages.fail.remote(problem.exit_code, str(problem)))
@@ -58,6 +60,15 @@ def _worker(loop_config: dict[str, Any]) -> None:
         return
     if ranks.rank() == 0:
         ray.get(messages.finish.remote(result))
+
+
+def _require_code(driver: dict[str, str]) -> None:
+    """Refuse a node whose image holds another version than the driver runs: half a run each is worth nothing."""
+    if (mine := code_version()) != driver:
+        raise InputError(
+            f"a worker runs other code ({mine}) than the driver ({driver}); give the cluster's image and the checkout "
+            "the same version, or submit with --runtime-env deploy/job-env.yaml"
+        )
 
 
 def on_workers(
@@ -83,6 +94,7 @@ def on_workers(
             _worker,
             train_loop_config={
                 "work": work, "arguments": dict(arguments), "threads": int(resources["CPU"]), "messages": messages,
+                "code": code_version(),
             },
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
             run_config=RunConfig(

@@ -9,18 +9,17 @@ import math
 from typing import Annotated, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from retilt.models.attention import TIME_BUCKETS, pointwise_attention, time_buckets
 from retilt.models.dropout import dropout
+from retilt.settings import Settings
 
 
-class HSTU(BaseModel):
+class HSTU(Settings):
     """Sizes of an HSTU; the defaults are Meta's small MovieLens-1M setting."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["hstu"] = "hstu"
     max_length: Annotated[int, Field(ge=1, le=8192, description="Events of a history that the model sees (N).")] = 200

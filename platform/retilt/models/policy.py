@@ -56,27 +56,28 @@ class CataloguePolicy:
         if table.first == 0:
             self.inactive_R[0] = True
         self.wrapped = wrap(network)
-        self.seed, self.step, self.training = seed, 0, True
+        self.seed, self.step = seed, 0
+        self._wide: dict[str, Tensor] | None = None
 
     def train(self, step: int) -> CataloguePolicy:
         """Training mode; ``step`` seeds dropout."""
-        self.training, self.step = True, step
+        self._wide, self.step = None, step
         return self
 
     def eval(self) -> CataloguePolicy:
-        """Evaluation mode: no dropout, float64."""
-        self.training = False
+        """Evaluation mode: no dropout, float64 copies of the parameters as they are now."""
+        self._wide = {name: value.double() for name, value in self.network.state_dict().items()}
         return self
 
     def __call__(self, batch: Batch) -> CatalogueSoftmax:
         """π(· | history, request time) at the batch's supervised positions. Collective where rows are sharded."""
         item_BT = batch.item_BT[:, :-1]
         found = self.table.lookup(item_BT) if isinstance(self.table, ShardedTable) else None
-        if self.training:
+        if self._wide is None:
             key_BT = dropout.keys(batch.example_B, item_BT.shape[1], self.seed, self.step)
             hidden_BTD, rows_RD = self.wrapped(item_BT, batch.time_BT, key_BT, found)
         else:
-            hidden_BTD, rows_RD = self._double(item_BT, batch.time_BT, found)
+            hidden_BTD, rows_RD = self._evaluate(self._wide, item_BT, batch.time_BT, found)
         index_P = batch.supervised_BT[:, 1:].reshape(-1).nonzero().squeeze(1)
         hidden_PD = hidden_BTD.reshape(-1, hidden_BTD.shape[2]).index_select(0, index_P)
         hidden_PD = normalize(hidden_PD, dim=1, eps=1e-6) / self.settings.temperature
@@ -84,8 +85,9 @@ class CataloguePolicy:
         return CatalogueSoftmax(hidden_PD, rows)
 
     @torch.no_grad()
-    def _double(self, item_BT: Tensor, time_BT: Tensor, found: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-        values = {name: value.double() for name, value in self.network.state_dict().items()}
-        wide = None if found is None else (found[0].double(), found[1].double())
-        hidden_BTD, rows_RD = functional_call(self.network, values, (item_BT, time_BT, None, wide))
+    def _evaluate(
+        self, wide: dict[str, Tensor], item_BT: Tensor, time_BT: Tensor, found: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, Tensor]:
+        looked_up = None if found is None else (found[0].double(), found[1].double())
+        hidden_BTD, rows_RD = functional_call(self.network, wide, (item_BT, time_BT, None, looked_up))
         return hidden_BTD, rows_RD

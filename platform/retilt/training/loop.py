@@ -20,6 +20,7 @@ from retilt.training import checkpoint, parallel
 from retilt.training.assemble import Blueprint, assemble
 from retilt.training.fit import fit_statistics
 from retilt.training.log import MetricsLog
+from retilt.training.run import claim
 from retilt.training.step import take_step
 from retilt.types import Algorithm, InputError, Reporter, RetiltError, StorageError, TrainingError
 
@@ -41,9 +42,10 @@ class Progress:
 class Run:
     """One rank's part of a training run."""
 
-    def __init__(self, config: TrainConfig, lineage: list[dict[str, Any]], reporter: Reporter) -> None:
-        """``config`` is resolved: model, absolute dataset and output, a checkpoint as ``initial`` (run.plan_run)."""
-        self.config, self.lineage, self.reporter = config, lineage, reporter
+    def __init__(self, task: Mapping[str, Any], reporter: Reporter) -> None:
+        """``task`` is a planned run's (run.PlannedRun.task): its configuration is complete."""
+        config = TrainConfig.model_validate(task["config"])
+        self.config, self.lineage, self.reporter = config, task["lineage"], reporter
         self.device = parallel.choose_device(config.device)
         self.dataset = Dataset.open(config.dataset)
         together(lambda: self.dataset.verify_share(ranks.rank(), ranks.world()))
@@ -61,12 +63,14 @@ class Run:
         )  # fmt: skip
         self.policy, self.dense = assemble(self.blueprint, self.dataset.active(), self.device)
         self.progress = Progress()
-        self.notes = self._restore()
+        self.notes = together(self._restore)
+        if ranks.rank() == 0:
+            claim(task)
         self.log = MetricsLog(config.output, self.progress.step)
 
     def _restore(self) -> list[str]:
         """Continue from the run's newest checkpoint, else start from the initial policy, else from fresh values."""
-        newest = ranks.broadcast_object(checkpoint.newest(self.config.output))
+        newest = checkpoint.newest(self.config.output)
         if newest is not None:
             state = checkpoint.read_state(newest)
             self.progress = Progress(state["step"], Cursor(**state["cursor"]), state["best"], state["epochs"])
@@ -253,6 +257,6 @@ def _means(sums: Mapping[str, float]) -> dict[str, float]:
     return {"loss": sums.get("loss", 0.0) / (sums.get("count", 0.0) or 1.0), **means}
 
 
-def train(config: TrainConfig, lineage: list[dict[str, Any]], reporter: Reporter) -> dict[str, Any]:
+def train(task: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """Train on this rank; see ``Run``."""
-    return Run(config, lineage, reporter).train()
+    return Run(task, reporter).train()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from retilt import storage
 from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, plain
 from retilt.data.dataset import Dataset
+from retilt.data.plan import Plan, check_world
 from retilt.evaluation.lineage import check_lineage
+from retilt.models.catalog import stored_width
 from retilt.models.hstu import HSTU
 from retilt.training import checkpoint
 from retilt.types import InputError
@@ -27,6 +30,16 @@ class PlannedRun:
     dataset: Dataset
     warning: str | None
 
+    def task(self) -> dict[str, Any]:
+        """What a worker is given, and what ``run.json`` keeps."""
+        return {
+            "identity": self.identity,
+            "data": self.dataset.fingerprint,
+            "config": plain(self.config),
+            "config_sha256": config_hash(self.config),
+            "lineage": self.lineage,
+        }
+
 
 def plan_run(config: TrainConfig) -> PlannedRun:
     """Check the inputs of a run and resolve what depends on them.
@@ -36,7 +49,8 @@ def plan_run(config: TrainConfig) -> PlannedRun:
             that chooses the epoch, or more workers than lanes.
     """
     dataset = Dataset.open(config.dataset)
-    check_lanes(dataset, config.workers, config.batch_users)
+    check_world(dataset.lanes, config.workers)
+    Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
     model, initial, warning, start = config.model, None, None, None
     if config.initial is not None:
@@ -60,14 +74,6 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     return PlannedRun(config, lineage, identity, dataset, warning)
 
 
-def check_lanes(dataset: Dataset, workers: int, batch_users: int) -> None:
-    """Raise InputError where a data set cannot be shared by so many workers, or in batches of so few users."""
-    for key, value in (("workers", workers), ("batch_users", batch_users)):
-        if (key == "workers" and value > dataset.lanes) or (key == "batch_users" and value < dataset.lanes):
-            bound = "most" if key == "workers" else "least"
-            raise InputError(f"{key} = {value}, but the data set has {dataset.lanes} lanes; use at {bound} that many")
-
-
 def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> HSTU:
     model = HSTU.model_validate(state["model"])
     if config.model is not None and config.model != model:
@@ -87,12 +93,8 @@ def require_vocabulary(state: dict[str, Any], dataset: Dataset, policy: str) -> 
         )
 
 
-def claim(run: PlannedRun) -> None:
-    """Mark the output folder as this run's before anything is written there.
-
-    Raises:
-        InputError: the folder holds another run, or files of something else.
-    """
+def check_output(run: PlannedRun) -> None:
+    """Raise InputError where the output folder holds another run, or files of something else."""
     output, place = run.config.output, storage.join(run.config.output, RUN)
     if storage.exists(place):
         found = storage.read_json(place)
@@ -101,18 +103,15 @@ def claim(run: PlannedRun) -> None:
                 f"{output} holds another run ({_difference(found, run)}); choose another output, "
                 "or repeat the command that made it"
             )
-        return
-    if storage.list_files(output):
+    elif storage.list_files(output):
         raise InputError(f"{output} is not empty and holds no run; choose another output")
-    body = {
-        "identity": run.identity,
-        "data": run.dataset.fingerprint,
-        "config": plain(run.config),
-        "config_sha256": config_hash(run.config),
-        "lineage": run.lineage,
-    }
-    storage.write_bytes(storage.join(output, "config.yaml"), dump_yaml(run.config).encode())
-    storage.write_json(place, body)
+
+
+def claim(task: Mapping[str, Any]) -> None:
+    """Mark the output folder as this run's; rank 0 does so when every check has passed, before it writes the rest."""
+    config = TrainConfig.model_validate(task["config"])
+    storage.write_bytes(storage.join(config.output, "config.yaml"), dump_yaml(config).encode())
+    storage.write_json(storage.join(config.output, RUN), dict(task))
 
 
 def _difference(found: dict[str, Any], run: PlannedRun) -> str:
@@ -136,3 +135,22 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
         if isinstance(result, dict) and result["epochs"] >= run.config.epochs:
             return result
     return None
+
+
+def memory_estimate(run: PlannedRun) -> dict[str, float]:
+    """About what one worker will hold, in MiB: ``table``, ``optimizer``, ``softmax``, ``activations``.
+
+    The softmax holds the rows it covers twice and their gradient once beside the table (``softmax``); activations
+    count the tensors that a batch of the longest histories keeps for its backward pass.
+    """
+    config, model = run.config, run.config.model
+    assert model is not None
+    placement = config.placement_for(run.dataset.items)
+    rows = run.dataset.items + 1 if placement == "replicated" else -(-(run.dataset.items + 1) // config.workers)
+    table = rows * stored_width(model.width) * 4
+    optimizer = 2 * table if config.optimizer_for(placement) == "adam" else rows * 4
+    positions = -(-config.batch_users // config.workers) * model.max_length
+    inner = model.heads * model.head_width
+    activations = positions * (4 * model.width + model.blocks * (4 * model.width + 14 * inner) + model.max_length) * 4
+    parts = {"table": table, "optimizer": optimizer, "softmax": 3 * table, "activations": activations}
+    return {name: size / 2**20 for name, size in parts.items()}

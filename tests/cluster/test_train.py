@@ -1,0 +1,148 @@
+"""Training and evaluation through Ray Train, on a real cluster of this machine with two workers."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data import small_dataset
+
+from retilt import storage
+from retilt.cluster import evaluate, resources, session, train
+from retilt.config import EvaluateConfig, TrainConfig, build
+from retilt.types import InputError
+
+MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with session.connect(cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    users = small_dataset.sequences(60, 50, longest=30)
+    return small_dataset.write(str(tmp_path_factory.mktemp("data")), users, 50, lanes=2, shards=[[30, 30]])
+
+
+def config(data: str, output: Path, **values: Any) -> TrainConfig:
+    defaults = {"epochs": 2, "batch_users": 12, "workers": 2, "threads": 1, "table": "row_wise", "protocol": "refit"}
+    if "initial" not in values:
+        values["model"] = MODEL
+    return build(TrainConfig, {"dataset": data, "output": str(output), **defaults, **values})
+
+
+@pytest.fixture(scope="module")
+def policies(cluster: None, data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BC on two workers and Exp-RSFT from it on one, both by way of Ray Train."""
+    folder = tmp_path_factory.mktemp("runs")
+    train.run(config(data, folder / "bc"))
+    train.run(config(data, folder / "exp", initial=str(folder / "bc"), algorithm={"name": "exp_rsft"}, workers=1))
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(policies: Path) -> None:
+    files = {file.path for file in storage.list_files(str(policies / "bc"))}
+    assert {"run.json", "config.yaml", "metrics.jsonl", "result.json", "policy/last/manifest.json"} <= files
+    assert "tensorboard/events.out.tfevents.retilt" in files
+    records = [json.loads(line) for line in (policies / "bc" / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if "seconds" in record] == [1, 2]
+    assert not any(name.endswith((".pkl", ".pt", ".bin")) for name in files)
+
+
+def test_the_same_command_again_prints_the_result(
+    policies: Path, data: str, capsys: pytest.CaptureFixture[str], cluster: None
+) -> None:
+    before = {file.path: file.size for file in storage.list_files(str(policies / "bc"))}
+    result = train.run(config(data, policies / "bc"))
+    assert result["epochs"] == 2
+    assert "policy/last" in capsys.readouterr().out
+    assert before == {file.path: file.size for file in storage.list_files(str(policies / "bc"))}
+
+
+def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
+    data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.run(config(data, tmp_path / "run"), dry_run=True) == {}
+    shown = capsys.readouterr().out
+    assert "60 users, 50 items" in shown
+    assert "item table row_wise with row_wise_adagrad, exact softmax, 2 worker(s)" in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_writes_metrics_report_and_plot(policies: Path, data: str, tmp_path: Path) -> None:
+    """The contract of metrics.json, and the same numbers on one worker as on two."""
+    reports = []
+    for workers in (2, 1):
+        output = tmp_path / str(workers)
+        values: dict[str, Any] = {"policies": {"BC": str(policies / "bc"), "Exp-RSFT": str(policies / "exp")}}
+        values |= {
+            "workers": workers,
+            "dataset": data,
+            "output": str(output),
+            "min_reward": 4.0,
+            "threads": 1,
+            "batch_users": 20,
+        }
+        evaluate.run(build(EvaluateConfig, values))
+        assert {path.name for path in output.iterdir()} == {"metrics.json", "report.md", "metrics.png"}
+        assert (output / "metrics.png").read_bytes().startswith(b"\x89PNG")
+        reports.append(json.loads((output / "metrics.json").read_text()))
+    report = reports[0]
+    assert report["split"] == "last_k"
+    assert (report["part"], report["protocol"], report["min_reward"], report["exclude_history"]) == (
+        "test", "refit", 4.0, "all",
+    )  # fmt: skip
+    first, second = report["policies"]["BC"], report["policies"]["Exp-RSFT"]
+    assert "versus_first" not in first
+    for group in ("all", "high_reward", "untied"):
+        assert first[group]["n"] == second[group]["n"] > 0
+        for name in ("ndcg@10", "ndcg@50", "hr@10", "hr@50", "mrr"):
+            found = first[group][name]
+            assert found["low"] <= found["value"] <= found["high"]
+            versus = second["versus_first"][group][name]
+            assert set(versus) == {"value", "low", "high", "ratio", "ratio_low", "ratio_high"}
+    assert first["all"]["n"] == 120
+    assert close(reports[0]["policies"], reports[1]["policies"])
+
+
+def close(one: Any, other: Any) -> bool:
+    """Equal up to the order of float64 sums."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(close(one[key], other[key]) for key in one)
+    return bool(one == (pytest.approx(other, rel=1e-9, abs=1e-12) if isinstance(other, float) else other))
+
+
+def test_more_workers_than_the_cluster_has_fail_at_once(cluster: None, data: str, tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(InputError, match=r"workers = 2 of 2 CPUs \(threads\) each, but the cluster has 2 CPUs"):
+        train.run(config(data, tmp_path / "run", threads=2))
+    assert time.monotonic() - started < 30
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("cpus", "workers", "threads"),
+    [([2.0], 1, 2), ([2.0], 2, 1), ([2.0], 3, 0), ([4.0, 4.0], 3, 2), ([4.0, 1.0], 2, 2), ([], 1, 0)],
+)
+def test_threads_that_fit(cpus: list[float], workers: int, threads: int) -> None:
+    assert resources.threads_that_fit(cpus, workers) == threads
+
+
+def test_a_damaged_shard_found_by_a_worker_is_an_input_error(cluster: None, data: str, tmp_path: Path) -> None:
+    """It comes back as what it is, at once, and not as a crash that Ray would restart."""
+    for file in storage.list_files(data):
+        storage.copy(storage.join(data, file.path), str(tmp_path / "data" / file.path))
+    shard = tmp_path / "data" / "shards" / "part-00000.parquet"
+    flipped = bytearray(shard.read_bytes())
+    flipped[100] ^= 1
+    shard.write_bytes(flipped)
+    with pytest.raises(InputError, match=r"part-00000\.parquet: sha256 differs"):
+        train.run(config(str(tmp_path / "data"), tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
