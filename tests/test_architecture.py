@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
@@ -91,10 +92,12 @@ def test_jobs_are_thin():
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_an_algorithm_has_its_module_test_configuration_and_section(name):
+def test_an_algorithm_has_its_module_test_configuration_curve_and_section(name):
     assert ast.get_docstring(ast.parse((PACKAGE / "algorithms" / f"{name}.py").read_text()))
     assert (ROOT / "tests" / "algorithms" / f"test_{name}.py").exists()
     assert (ROOT / "jobs" / "configs" / f"{name}.yaml").exists()
+    golden = json.loads((ROOT / "tests" / "training" / "golden.json").read_text())
+    assert set(golden[name]) == {"replicated", "row_wise"}, "run `python tests/training/test_golden.py`"
     headings = [line for line in (ROOT / "docs" / "algorithms.md").read_text().splitlines() if line.startswith("#")]
     assert any(f"`{name}`" in line or line.lstrip("# ").startswith(name) for line in headings)
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retilt.command_line import Parsed, guarded, job, parse
-from retilt.config import EvaluateConfig, TrainConfig, config_hash, load_yaml
+from retilt.config import EvaluateConfig, PrepareConfig, TrainConfig, config_hash, load_yaml
 from retilt.types import InputError, StorageError, TrainingError
 
 BASE = ["dataset=d", "output=o"]
@@ -61,6 +61,10 @@ def test_an_empty_file_is_an_empty_configuration(tmp_path):
     file = tmp_path / "c.yaml"
     file.write_text("# nothing\n")
     assert train("--config", str(file), *BASE).config == train(*BASE).config
+
+
+def test_a_glob_may_begin_with_a_star():
+    assert parse(PrepareConfig, ["source=*.csv", "dataset=d"], prog="job", description="").config.source == "*.csv"
 
 
 def test_lists_and_mappings():

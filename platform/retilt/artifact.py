@@ -97,6 +97,24 @@ def _check_files(place: str, files: Any) -> None:
             raise InputError(f"{place}: {path!r} needs its size in bytes and its sha256")
 
 
+def require_files(uri: str, manifest: Mapping[str, Any]) -> None:
+    """Compare presence and sizes of all listed files with the manifest, by one listing and without reading them.
+
+    Raises:
+        InputError: a file is absent or of another size; names it.
+    """
+    sizes = {file.path: file.size for file in storage.list_files(uri)}
+    for entry in manifest["files"]:
+        _require_size(storage.join(uri, entry["path"]), sizes.get(entry["path"]), entry["bytes"])
+
+
+def _require_size(place: str, size: int | None, expected: int) -> None:
+    if size is None:
+        raise InputError(f"{place}: listed in {MANIFEST} but absent")
+    if size != expected:
+        raise InputError(f"{place}: {size} bytes, but {MANIFEST} says {expected}")
+
+
 def verify(uri: str, manifest: Mapping[str, Any], paths: Collection[str] | None = None) -> None:
     """Compare sizes and sha256 of all listed files, or of ``paths``, with the manifest.
 
@@ -108,12 +126,8 @@ def verify(uri: str, manifest: Mapping[str, Any], paths: Collection[str] | None 
         if path not in entries:
             raise InputError(f"{uri}: {path} is not listed in {MANIFEST}")
         place = storage.join(uri, path)
-        if not storage.exists(place):
-            raise InputError(f"{place}: listed in {MANIFEST} but absent")
-        expected = entries[path]
-        if (size := storage.size(place)) != expected["bytes"]:
-            raise InputError(f"{place}: {size} bytes, but {MANIFEST} says {expected['bytes']}")
-        if storage.sha256(place) != expected["sha256"]:
+        _require_size(place, storage.size(place) if storage.exists(place) else None, entries[path]["bytes"])
+        if storage.sha256(place) != entries[path]["sha256"]:
             raise InputError(f"{place}: sha256 differs from {MANIFEST}; the file is damaged or was replaced")
 
 

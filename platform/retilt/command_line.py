@@ -88,7 +88,8 @@ def _override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.strip("."):
         raise InputError(f"'{text}' is not of the form key=value")
-    return key.strip(), load_yaml(value, f"{key}={value}")
+    # In YAML a leading * would name an anchor, which one value cannot have; here it begins a glob.
+    return key.strip(), value if value.startswith("*") else load_yaml(value, f"{key}={value}")
 
 
 def merge(cls: type[BaseModel], values: Mapping[str, Any], overrides: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import json
 import os
 import re
 import secrets
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from retilt.types import InputError, StorageError
 
 CHUNK = 1 << 20
 S3_ATTEMPTS = 10
+"""With the client's growing pauses a store that is gone is reported after one to two minutes."""
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
 _WILDCARD = re.compile(r"[*?\[]")
 _TEMPORARY = re.compile(r"(^|/)\.[^/]*\.tmp$")
@@ -174,6 +176,25 @@ def exists(uri: str) -> bool:
     filesystem, path = resolve(uri)
     with reading(uri):
         return bool(filesystem.get_file_info(path).type != pafs.FileType.NotFound)
+
+
+def require_writable(uri: str) -> None:
+    """Refuse a local folder that cannot be made or written to, before hours of work end there.
+
+    What a store allows shows when it is written to.
+
+    Raises:
+        InputError: a part of the path is a file, or the folder is not ours to write.
+    """
+    if not is_local(uri):
+        return
+    place = Path(_local_path(uri))
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise InputError(f"{uri}: cannot be written: {place} is a file, not a folder")
+    with _translated(uri, "written"), tempfile.TemporaryDirectory(dir=place):
+        pass  # trying is the only answer: root, NFS and read-only mounts each have their own rules
 
 
 def is_file(uri: str) -> bool:

@@ -62,6 +62,9 @@ def test_a_damaged_file_is_named(folder, damage):
         place.unlink()
     with pytest.raises(InputError, match=rf"c\.bin.*{said}"):
         artifact.verify(str(folder), manifest, ["b/c.bin"] if damage != "unlisted" else ["x/c.bin"])
+    if damage in ("short", "absent"):
+        with pytest.raises(InputError, match=rf"c\.bin.*{said}"):
+            artifact.require_files(str(folder), manifest)
 
 
 ENTRY = {"path": "a", "bytes": 1, "sha256": "0" * 64}

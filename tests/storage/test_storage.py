@@ -104,6 +104,16 @@ def test_unreadable_uris(tmp_path):
         storage.write_bytes(str(tmp_path / "file" / "below"), b"")
 
 
+def test_a_folder_that_cannot_be_made_is_known_before_and_nothing_is_left(tmp_path):
+    storage.require_writable(str(tmp_path / "a" / "b"))
+    storage.require_writable("s3://bucket/a")
+    (tmp_path / "file").write_text("x")
+    for uri in (tmp_path / "file", tmp_path / "file" / "below", "/sys/retilt"):
+        with pytest.raises(InputError, match="cannot be written"):
+            storage.require_writable(str(uri))
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_a_full_disk_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match=r"x: cannot be written.*No space"), storage.open_output(str(tmp_path / "x")):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

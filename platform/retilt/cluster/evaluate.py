@@ -39,6 +39,7 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
             output that holds something else.
     """
     dataset = Dataset.open(config.dataset)
+    dataset.require_files()
     check_world(dataset.lanes, config.workers)
     places = {name: checkpoint.find(storage.absolute(uri)) for name, uri in config.policies.items()}
     identities, warnings = _identities(places, dataset, config.part)
@@ -56,7 +57,7 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
             session.require_shared(uri, f"policies.{name}", config.storage.shared_filesystem)
         found = on_workers(
             _work,
-            {"config": plain(config), "places": places},
+            {"config": plain(config), "dataset": storage.absolute(config.dataset), "places": places},
             workers=config.workers,
             threads=config.threads,
             gpu=parallel.choose_device(config.device).type == "cuda",
@@ -104,6 +105,7 @@ def _identities(
 
 def _check_output(output: str) -> None:
     """An evaluation may replace an earlier one, and nothing else."""
+    storage.require_writable(output)
     files = {file.path for file in storage.list_files(output)}
     if files and not files <= {report.METRICS, report.REPORT, report.PLOT}:
         other = sorted(files - {report.METRICS, report.REPORT, report.PLOT})[0]
@@ -118,7 +120,7 @@ def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """One rank's share of the users, for one policy after the other; the tallies are summed over ranks."""
     config = EvaluateConfig.model_validate(arguments["config"])
     device = parallel.choose_device(config.device)
-    dataset = Dataset.open(config.dataset)
+    dataset = Dataset.open(arguments["dataset"])
     together(lambda: dataset.verify_share(ranks.rank(), ranks.world()))
     tallies: dict[str, Tally] = {}
     for name, place in arguments["places"].items():

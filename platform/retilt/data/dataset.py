@@ -146,6 +146,10 @@ class Dataset:
         entry = {"name": name, "data": self.fingerprint, "split": dict(self.manifest["split"]), "protocol": protocol}
         return entry | {"source": self.manifest.get("source_fingerprint")}
 
+    def require_files(self) -> None:
+        """Check that every file is there with its size; InputError names the first that is not."""
+        artifact.require_files(self.uri, self.manifest)
+
     def verify(self, paths: Collection[str] | None = None) -> None:
         """Check sizes and sha256 of all files, or of ``paths``; InputError names what is absent or damaged."""
         artifact.verify(self.uri, self.manifest, paths)

@@ -76,11 +76,15 @@ def _save_table(uri: str, policy: CataloguePolicy) -> Iterator[artifact.FileEntr
 
 
 def find(uri: str) -> str:
-    """The checkpoint that a policy's URI stands for: of a run folder, its policy/, policy/best or last, or itself."""
+    """The checkpoint that a policy's URI stands for: of a run folder, its policy/, policy/best or last, or itself.
+
+    Raises:
+        InputError: no checkpoint there, or a file of it is absent or of another size.
+    """
     for place in ("", "policy/best", "policy/last", "best", "last"):
         candidate = storage.join(uri, *place.split("/")) if place else uri
         if storage.exists(storage.join(candidate, artifact.MANIFEST)):
-            artifact.read_manifest(candidate, KIND, [FORMAT])
+            artifact.require_files(candidate, artifact.read_manifest(candidate, KIND, [FORMAT]))
             return candidate
     raise InputError(
         f"{uri}: no policy here; expected a finished run's folder, its policy/best or policy/last, or a checkpoint"

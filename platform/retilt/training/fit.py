@@ -22,6 +22,21 @@ def fit_statistics(
     Raises:
         InputError: the algorithm's ``check`` or ``check_weights`` refuses the rewards.
     """
+    statistics = rewards_of(algorithm, dataset, protocol)
+    tally, counts = WeightTally.of(dataset.statistics(protocol)), dataset.train_counts(protocol)
+    for item_P, reward_P, activity_P in trained_positions(dataset, protocol, max_length, ranks.rank(), ranks.world()):
+        tally.add(reward_P, algorithm.weight(reward_P, statistics), counts[item_P], activity_P)
+    whole = tally.sum_over_ranks()
+    algorithm.check_weights(whole)
+    return replace(statistics, positions=whole.positions, mean_weight=whole.mean_weight), whole.report()
+
+
+def rewards_of(algorithm: AnyAlgorithm, dataset: Dataset, protocol: str) -> Statistics:
+    """What the manifest alone says of the training events; needs no worker.
+
+    Raises:
+        InputError: the algorithm's ``check`` refuses the rewards.
+    """
     fitted = dataset.statistics(protocol)
     threshold = algorithm.threshold(fitted) if isinstance(algorithm, TopRated) else 0.0
     statistics = Statistics(
@@ -32,9 +47,4 @@ def fit_statistics(
         threshold=threshold,
     )
     algorithm.check(statistics)
-    tally, counts = WeightTally.of(fitted), dataset.train_counts(protocol)
-    for item_P, reward_P, activity_P in trained_positions(dataset, protocol, max_length, ranks.rank(), ranks.world()):
-        tally.add(reward_P, algorithm.weight(reward_P, statistics), counts[item_P], activity_P)
-    whole = tally.sum_over_ranks()
-    algorithm.check_weights(whole)
-    return replace(statistics, positions=whole.positions, mean_weight=whole.mean_weight), whole.report()
+    return statistics

@@ -14,6 +14,7 @@ from retilt.evaluation.lineage import check_lineage
 from retilt.models.catalog import stored_width
 from retilt.models.hstu import HSTU
 from retilt.training import checkpoint
+from retilt.training.fit import rewards_of
 from retilt.types import InputError
 
 RUN, RESULT = "run.json", "result.json"
@@ -46,10 +47,12 @@ def plan_run(config: TrainConfig) -> PlannedRun:
 
     Raises:
         InputError: data set or initial policy absent or damaged, other vocabulary, other model, trained on the part
-            that chooses the epoch, or more workers than lanes.
+            that chooses the epoch, more workers than lanes, or rewards that the algorithm refuses.
     """
     dataset = Dataset.open(config.dataset)
+    dataset.require_files()
     check_world(dataset.lanes, config.workers)
+    rewards_of(config.algorithm, dataset, config.protocol)
     Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
     model, initial, warning, start = config.model, None, None, None
@@ -94,8 +97,9 @@ def require_vocabulary(state: dict[str, Any], dataset: Dataset, policy: str) -> 
 
 
 def check_output(run: PlannedRun) -> None:
-    """Raise InputError where the output folder holds another run, or files of something else."""
+    """Raise InputError where the output folder holds another run or files of something else, or cannot be written."""
     output, place = run.config.output, storage.join(run.config.output, RUN)
+    storage.require_writable(output)
     if storage.exists(place):
         found = storage.read_json(place)
         if found.get("identity") != run.identity:

@@ -1,0 +1,89 @@
+"""The first losses of one fixed run for every algorithm and placement, against those kept in golden.json.
+
+A refactor leaves them as they are; a change of the arithmetic that is meant regenerates them and says so in its commit:
+``python tests/training/test_golden.py``. They are compared to 1e-4 relative and not to the bit, because processors
+round differently: BLAS picks its kernels, and with them the order of summation, by what the processor can do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tests.data import small_dataset
+
+from retilt import ranks
+from retilt.config import TrainConfig, build
+from retilt.training import loop
+from retilt.training.run import plan_run
+
+GOLDEN = Path(__file__).with_name("golden.json")
+STEPS = 10
+ALGORITHMS = ("bc", "rsft", "exp_rsft", "top_rated")
+PLACEMENTS = ("replicated", "row_wise")
+RUN: dict[str, Any] = {
+    "model": {"name": "hstu", "max_length": 20, "width": 10, "blocks": 2, "heads": 2, "head_width": 4},
+    "epochs": 2,
+    "batch_users": 12,
+    "protocol": "refit",
+    "dropout": 0.1,
+    "seed": 0,
+    "log_every": 1,
+    "device": "cpu",
+}
+
+
+class Losses:
+    """A reporter that keeps the loss of every step."""
+
+    def __init__(self) -> None:
+        self.found: list[float] = []
+
+    def progress(self, update: Mapping[str, Any]) -> None:
+        if "epoch_done" not in update:
+            self.found.append(update["loss"])
+
+    def report(self, metrics: Mapping[str, Any]) -> None: ...
+
+
+def curve(algorithm: str, placement: str, folder: Path) -> list[float]:
+    """Losses of the first steps; the data are random with a fixed seed, 60 users and 50 items."""
+    users = small_dataset.sequences(60, 50, longest=30)
+    data = small_dataset.write(str(folder / "data"), users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
+    values = {**RUN, "dataset": data, "output": str(folder / "run"), "algorithm": algorithm, "table": placement}
+    ranks.single()
+    losses = Losses()
+    loop.train(plan_run(build(TrainConfig, values)).task(), losses)
+    return losses.found[:STEPS]
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_losses_are_those_kept(algorithm: str, placement: str, tmp_path: Path) -> None:
+    kept = json.loads(GOLDEN.read_text())[algorithm][placement]
+    assert len(kept) == STEPS
+    assert curve(algorithm, placement, tmp_path) == pytest.approx(kept, rel=1e-4)
+
+
+def regenerate() -> None:
+    """Write golden.json anew."""
+    golden: dict[str, dict[str, list[float]]] = {}
+    for algorithm in ALGORITHMS:
+        golden[algorithm] = {}
+        for placement in PLACEMENTS:
+            with tempfile.TemporaryDirectory() as folder:
+                golden[algorithm][placement] = [float(f"{x:.8g}") for x in curve(algorithm, placement, Path(folder))]
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    regenerate()
