@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.csv as pacsv
@@ -446,10 +446,11 @@ def test_more_workers_than_the_autoscaler_may_add(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The cluster's autoscaler, as far as anyone can see: its configuration in Ray's store."""
-    group = autoscaler_pb2.NodeGroupConfig(resources={"CPU": 2}, min_count=0, max_count=3, name="workers")
-    key = ray._raylet.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode()
-    namespace = ray._raylet.GCS_AUTOSCALER_STATE_NAMESPACE.encode()
-    config = autoscaler_pb2.ClusterConfig(node_group_configs=[group]).SerializeToString()
+    messages, names = cast(Any, autoscaler_pb2), cast(Any, ray._raylet)  # neither declares its attributes
+    group = messages.NodeGroupConfig(resources={"CPU": 2}, min_count=0, max_count=3, name="workers")
+    key = names.GCS_AUTOSCALER_CLUSTER_CONFIG_KEY.encode()
+    namespace = names.GCS_AUTOSCALER_STATE_NAMESPACE.encode()
+    config = messages.ClusterConfig(node_group_configs=[group]).SerializeToString()
     internal_kv._internal_kv_put(key, config, overwrite=True, namespace=namespace)
     try:
         argv = ["dataset=data", "output=run", *TRAIN, "workers=8"]
