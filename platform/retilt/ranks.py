@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
+
+from retilt.types import InputError, RetiltError, StorageError, TrainingError
 
 T = TypeVar("T")
 
@@ -89,3 +92,24 @@ def barrier() -> None:
     """Wait for every rank."""
     if world() > 1:
         dist.barrier()
+
+
+def together(action: Callable[[], T]) -> T:
+    """``action``'s value where it succeeds on every rank; else the first rank's error, on every rank alike.
+
+    Without this, one rank's bad shard would leave the others waiting in a collective; so ``action`` itself must hold
+    none between a step that may fail on one rank alone and its end.
+    """
+    try:
+        value, problem = action(), None
+    except RetiltError as error:
+        value, problem = None, error
+    found = [each for each in gather_object((problem.exit_code, str(problem)) if problem else None) if each]
+    if found:
+        kinds: dict[int, type[RetiltError]] = {
+            kind.exit_code: kind for kind in (InputError, StorageError, TrainingError)
+        }
+        raised = kinds.get(found[0][0], TrainingError)(found[0][1])
+        raised.on_all_ranks = True
+        raise raised
+    return cast(T, value)

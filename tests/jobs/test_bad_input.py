@@ -275,6 +275,11 @@ def another_run(place: Path) -> None:
     (place / "run" / "run.json").write_text('{"identity": "0", "data": "0", "config": {}}')
 
 
+def other_run_file(place: Path) -> None:
+    (place / "run").mkdir()
+    (place / "run" / "run.json").write_text("[]")
+
+
 def files_in_the_run(place: Path) -> None:
     (place / "run").mkdir()
     (place / "run" / "thesis.tex").write_text("mine")
@@ -333,6 +338,7 @@ PRETRAIN: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "more threads than the cluster has": (nothing, ["threads=3"], "workers = 1 of 3 CPUs (threads) each"),
     "more workers than lanes": (nothing, ["workers=9"], "workers = 9, but the data set has 8 lanes"),
     "output of another run": (another_run, [], "run holds another run"),
+    "output that another program keeps": (other_run_file, [], "run/run.json: does not describe a run"),
     "output of something else": (files_in_the_run, [], "run is not empty and holds no run"),
     "output is a file": (file_for_a_run, [], "run is a file, not a folder"),
     "output below a file": (file_for_a_run, ["output=run/inner"], "run is a file, not a folder"),

@@ -269,6 +269,24 @@ def test_a_flipped_byte_in_a_shard_ends_the_run_on_all_ranks(data: str, two_rank
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("placement", ["replicated", "row_wise"])
+def test_what_only_one_rank_reads_ends_the_run_on_all_ranks(two_ranks: Ranks, tmp_path: Path, placement: str) -> None:
+    """The hashes fit and one rank alone meets the item, while the other is on its way to a sum over ranks."""
+    place, users = str(tmp_path / "data"), small_dataset.sequences(60, 50, longest=30)
+    users[35][0] = (50, *users[35][0][1:])
+    small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
+    users[35][0] = (51, *users[35][0][1:])
+    shard = "shards/part-00001.parquet"
+    small_dataset.write_shard(storage.join(place, shard), users[30:], [10, 10, 10], 30)
+    manifest = storage.read_json(storage.join(place, "manifest.json"))
+    files = [file for file in manifest["files"] if file["path"] != shard] + [artifact.file_entry(place, shard)]
+    storage.write_json(storage.join(place, "manifest.json"), {**manifest, "files": files})
+    found = two_ranks(refusal, planned(place, tmp_path / "run", table=placement).task(), timeout=60)
+    assert found[0] == found[1]
+    assert "part-00001.parquet, row group 0: item 51 is outside the vocabulary" in found[0]
+    assert not (tmp_path / "run").exists()
+
+
 def refusal(task: dict[str, Any]) -> str:
     with pytest.raises(InputError) as refused:
         loop.train(task, Listener())

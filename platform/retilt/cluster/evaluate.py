@@ -24,9 +24,9 @@ from retilt.evaluation.ranking import tally
 from retilt.evaluation.report import Evaluated
 from retilt.evaluation.statistics import Tally
 from retilt.models.hstu import HSTU
+from retilt.ranks import together
 from retilt.training import checkpoint, parallel
 from retilt.training.assemble import Blueprint, assemble
-from retilt.training.loop import together
 from retilt.training.run import require_vocabulary
 from retilt.types import InputError, Reporter
 

@@ -22,13 +22,19 @@ def fit_statistics(
     Raises:
         InputError: the algorithm's ``check`` or ``check_weights`` refuses the rewards.
     """
+    statistics, tally = ranks.together(lambda: _read(algorithm, dataset, protocol, max_length))
+    whole = tally.sum_over_ranks()
+    ranks.together(lambda: algorithm.check_weights(whole))
+    return replace(statistics, positions=whole.positions, mean_weight=whole.mean_weight), whole.report()
+
+
+def _read(algorithm: AnyAlgorithm, dataset: Dataset, protocol: str, max_length: int) -> tuple[Statistics, WeightTally]:
+    """This rank's share; no collective, because it may meet a bad shard that the others do not."""
     statistics = rewards_of(algorithm, dataset, protocol)
     tally, counts = WeightTally.of(dataset.statistics(protocol)), dataset.train_counts(protocol)
     for item_P, reward_P, activity_P in trained_positions(dataset, protocol, max_length, ranks.rank(), ranks.world()):
         tally.add(reward_P, algorithm.weight(reward_P, statistics), counts[item_P], activity_P)
-    whole = tally.sum_over_ranks()
-    algorithm.check_weights(whole)
-    return replace(statistics, positions=whole.positions, mean_weight=whole.mean_weight), whole.report()
+    return statistics, tally
 
 
 def rewards_of(algorithm: AnyAlgorithm, dataset: Dataset, protocol: str) -> Statistics:

@@ -6,9 +6,9 @@ It runs alike in Ray Train's workers and in plain spawned processes; ``Reporter`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from retilt import ranks, storage
 from retilt.config import TrainConfig, config_hash, plain
@@ -16,15 +16,14 @@ from retilt.data.dataset import Dataset
 from retilt.data.plan import Cursor, Plan
 from retilt.data.stream import evaluation_batches, train_batches
 from retilt.evaluation.ranking import tally
+from retilt.ranks import together
 from retilt.training import checkpoint, parallel
 from retilt.training.assemble import Blueprint, assemble
 from retilt.training.fit import fit_statistics
 from retilt.training.log import MetricsLog
 from retilt.training.run import claim
 from retilt.training.step import take_step
-from retilt.types import Algorithm, InputError, Reporter, RetiltError, StorageError, TrainingError
-
-T = TypeVar("T")
+from retilt.types import Algorithm, Reporter
 
 
 @dataclass
@@ -53,8 +52,8 @@ class Run:
         self.model = config.model
         self.algorithm: Algorithm = config.algorithm
         self.plan = Plan.of(self.dataset, config.batch_users, config.seed)
-        self.statistics, self.weights = together(
-            lambda: fit_statistics(config.algorithm, self.dataset, config.protocol, self.model.max_length)
+        self.statistics, self.weights = fit_statistics(
+            config.algorithm, self.dataset, config.protocol, self.model.max_length
         )
         placement = config.placement_for(self.dataset.items)
         self.blueprint = Blueprint(
@@ -187,26 +186,6 @@ class Run:
             storage.write_json(storage.join(self.config.output, "result.json"), result)
         ranks.barrier()
         return result
-
-
-def together(action: Callable[[], T]) -> T:
-    """``action``'s value where it succeeds on every rank; else the first rank's error, on every rank alike.
-
-    Without this, one rank's bad shard would leave the others waiting in a collective.
-    """
-    try:
-        value, problem = action(), None
-    except RetiltError as error:
-        value, problem = None, error
-    found = [each for each in ranks.gather_object((problem.exit_code, str(problem)) if problem else None) if each]
-    if found:
-        kinds: dict[int, type[RetiltError]] = {
-            kind.exit_code: kind for kind in (InputError, StorageError, TrainingError)
-        }
-        raised = kinds.get(found[0][0], TrainingError)(found[0][1])
-        raised.on_all_ranks = True
-        raise raised
-    return cast(T, value)
 
 
 class _Meter:

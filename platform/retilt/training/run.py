@@ -102,6 +102,8 @@ def check_output(run: PlannedRun) -> None:
     storage.require_writable(output)
     if storage.exists(place):
         found = storage.read_json(place)
+        if not isinstance(found, dict):
+            raise InputError(f"{place}: does not describe a run; choose another output")
         if found.get("identity") != run.identity:
             raise InputError(
                 f"{output} holds another run ({_difference(found, run)}); choose another output, "
