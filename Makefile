@@ -31,7 +31,7 @@ check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/lint-imports --no-logo
 
 test: $(STAMP)  ## all tests
-	$(RUN) -m pytest -q
+	$(RUN) -m pytest -q --durations=12
 
 demo: $(STAMP)  ## ml-100k from the ratings to a better policy, under runs/demo/
 	$(RUN) jobs/prepare.py --config jobs/configs/demo/prepare.yaml

@@ -127,6 +127,14 @@ def test_more_workers_than_the_cluster_has_fail_at_once(cluster: None, data: str
     assert not (tmp_path / "run").exists()
 
 
+def test_a_place_that_no_other_process_sees_is_refused_before_anything_else(data: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="memory:// lives in one process"):
+        train.run(config("memory://data", tmp_path / "run"))
+    values = {"dataset": data, "policies": {"BC": "memory://bc"}, "output": str(tmp_path / "run")}
+    with pytest.raises(InputError, match="policies.BC = memory://bc: memory:// lives in one process"):
+        evaluate.run(build(EvaluateConfig, values))
+
+
 @pytest.mark.parametrize(
     ("cpus", "workers", "threads"),
     [([2.0], 1, 2), ([2.0], 2, 1), ([2.0], 3, 0), ([4.0, 4.0], 3, 2), ([4.0, 1.0], 2, 2), ([], 1, 0)],

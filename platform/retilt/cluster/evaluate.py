@@ -38,6 +38,7 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
         InputError: data set or policy absent or damaged, other vocabularies, a part that a policy trained on, an
             output that holds something else.
     """
+    _require_shared(config)
     dataset = Dataset.open(config.dataset)
     dataset.require_files()
     check_world(dataset.lanes, config.workers)
@@ -51,10 +52,7 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {}
     with session.connect():
-        for key in ("dataset", "output"):
-            session.require_shared(getattr(config, key), key, config.storage.shared_filesystem)
-        for name, uri in config.policies.items():
-            session.require_shared(uri, f"policies.{name}", config.storage.shared_filesystem)
+        _require_shared(config)
         found = on_workers(
             _work,
             {"config": plain(config), "dataset": storage.absolute(config.dataset), "places": places},
@@ -78,6 +76,14 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
     for name in (report.REPORT, report.METRICS, report.PLOT):
         say(storage.join(output, name))
     return built
+
+
+def _require_shared(config: EvaluateConfig) -> None:
+    """See cluster/train.py: once before there is a connection, once with it."""
+    for key in ("dataset", "output"):
+        session.require_shared(getattr(config, key), key, config.storage.shared_filesystem)
+    for name, uri in config.policies.items():
+        session.require_shared(uri, f"policies.{name}", config.storage.shared_filesystem)
 
 
 def _identities(

@@ -17,6 +17,7 @@ from retilt.training.run import PlannedRun, check_output, finished, memory_estim
 
 def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     """Train (or continue, or find finished) the run that ``config`` describes; returns its result."""
+    _require_shared(config)
     planned = plan_run(config)
     for line in describe(planned):
         say(line)
@@ -27,9 +28,7 @@ def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     if result is None:
         gpu = choose_device(config.device).type == "cuda"
         with session.connect():
-            for key in ("dataset", "initial", "output"):
-                if place := getattr(config, key):
-                    session.require_shared(place, key, config.storage.shared_filesystem)
+            _require_shared(config)
             result = on_workers(
                 loop.train,
                 planned.task(),
@@ -41,6 +40,13 @@ def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     for line in summarise(planned, result):
         say(line)
     return result
+
+
+def _require_shared(config: TrainConfig) -> None:
+    """Before there is a connection this refuses what no worker could reach; with one, what other nodes do not see."""
+    for key in ("dataset", "initial", "output"):
+        if place := getattr(config, key):
+            session.require_shared(place, key, config.storage.shared_filesystem)
 
 
 def describe(planned: PlannedRun) -> list[str]:

@@ -138,7 +138,7 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
     place = storage.join(run.config.output, RESULT)
     if storage.exists(place):
         result = storage.read_json(place)
-        if isinstance(result, dict) and result["epochs"] >= run.config.epochs:
+        if isinstance(result, dict) and int(result.get("epochs", 0)) >= run.config.epochs:
             return result
     return None
 
