@@ -131,7 +131,7 @@ def test_a_place_that_no_other_process_sees_is_refused_before_anything_else(data
     with pytest.raises(InputError, match="memory:// lives in one process"):
         train.run(config("memory://data", tmp_path / "run"))
     values = {"dataset": data, "policies": {"BC": "memory://bc"}, "output": str(tmp_path / "run")}
-    with pytest.raises(InputError, match="policies.BC = memory://bc: memory:// lives in one process"):
+    with pytest.raises(InputError, match=r"policies\.BC = memory://bc: memory:// lives in one process"):
         evaluate.run(build(EvaluateConfig, values))
 
 
