@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import pytest
 
 from retilt import storage
@@ -83,6 +85,12 @@ def test_a_broken_installation_is_a_finding(monkeypatch, capsys):
     assert "✗ fbgemm op" in out
     assert "libcudart.so.13" in out
     assert f"→ {doctor.REINSTALL}" in out
+
+
+def test_ray_is_found_after_its_dashboard_was_imported():
+    """colorful replaces itself in sys.modules by an object without a spec."""
+    importlib.import_module("colorful")
+    assert doctor.ray().mark == "✓"
 
 
 def test_this_environment_is_sound(monkeypatch, tmp_path):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import importlib.util
 import os
 import secrets
 import sys
@@ -26,7 +25,7 @@ MEND_CPU = (
 MEND_CUDA = "python -m pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu && python -m pip install -e '.[cuda]'"
 LEAST_MEMORY = 4 * 2**30
 RAY_DEFAULT = ("aiohttp_cors", "colorful", "opencensus", "prometheus_client")
-"""Modules that only ``ray[default]`` brings; without them there is no Job API."""
+"""Distributions that only ``ray[default]`` brings; without them there is no Job API."""
 
 
 @dataclass(frozen=True)
@@ -154,11 +153,18 @@ def torchrec() -> Check:
     return Check("torchrec", version, "" if version.startswith(TORCHREC) else REINSTALL)
 
 
+def _installed(distribution: str) -> bool:
+    try:
+        return bool(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
 def ray() -> Check:
     """Ray's release, with the extra that brings the dashboard and the Job API."""
     module: Any = importlib.import_module("ray")
-    missing = [name for name in RAY_DEFAULT if importlib.util.find_spec(name) is None]
-    if missing:
+    # Not find_spec: colorful puts an object without a spec in its place once it has been imported.
+    if any(not _installed(name) for name in RAY_DEFAULT):
         return Check(
             "ray", f"{module.__version__} without the Job API", f"python -m pip install 'ray[default]=={RAY}*'"
         )
