@@ -1,7 +1,7 @@
 """Dropout whose mask depends on (seed, step, place, example, position, channel) and on nothing else.
 
 torch's generator gives a mask by the order of draws, so the same example gets another mask on another number of
-workers; it is also slow on CPU (a third of a training step in the first prototype). Here each unit's random number is
+workers; it is also slower on CPU (docs/experiments.md). Here each unit's random number is
 a hash of what the unit *is*: any number of workers, and a resumed run, drop the same units. Hash: two rounds of
 multiply and xor-shift on 32 bits ("lowbias32" constants, Wellons 2018).
 """

@@ -156,13 +156,13 @@ def _load_table(uri: str, manifest: Mapping[str, Any], policy: CataloguePolicy, 
             notes.add("the item table's optimizer state is of another kind and starts anew")
             continue
         for name, value in saved.items():
-            _copy_rows(state[name], value, here, there, table.width)
+            _copy_rows(state[name], value, here, there)
     if covered != table.last - table.first:
         raise InputError(f"{uri}: covers {covered} of the rows {table.first} to {table.last} of the item table")
     return sorted(notes)
 
 
-def _copy_rows(target: Tensor, source: Tensor, here: slice, there: slice, width: int) -> None:
+def _copy_rows(target: Tensor, source: Tensor, here: slice, there: slice) -> None:
     if target.ndim == 0:
         target.copy_(source)
     else:
