@@ -68,10 +68,27 @@ class Storage(Settings):
 
 
 class Checkpoint(Settings):
-    """How the run can be continued; a checkpoint is written at the end of every epoch."""
+    """How the run can be continued; beside these, a checkpoint is written at the end of every epoch and on SIGTERM."""
 
     keep: int = free(2, ge=1)
-    """Checkpoints kept, the newest ones."""
+    """Newest checkpoints that are kept."""
+    keep_best: int = free(1, ge=1)
+    """Checkpoints kept beside them under `protocol=select`: those of the best epochs by `selection_metric`."""
+    every_seconds: float | None = free(120.0, gt=0, allow_inf_nan=False)
+    """Seconds of training between two checkpoints, what a killed run repeats at most; null: none by time."""
+    every_steps: int | None = free(None, ge=1)
+    """Steps between two checkpoints; null: none by steps. One that is still being written is not overtaken."""
+
+
+class Numerics(Settings):
+    """What is done when arithmetic or memory goes wrong; none of it changes a run in which nothing does."""
+
+    max_skipped: int = free(5, ge=1)
+    """Steps in a row that may be skipped because a loss or a gradient is not finite; with one more the run ends."""
+    spike: float | None = free(20.0, gt=0, allow_inf_nan=False)
+    """Deviations above the recent median at which a loss sends the run back to its last checkpoint, once; null: never."""
+    compare_every: int = free(100, ge=1)
+    """Steps between two comparisons of the workers' copies of the parameters and their optimizer's state."""
 
 
 class PrepareConfig(Settings):
@@ -144,15 +161,20 @@ class TrainConfig(Settings):
     """Whether post-training continues the initial policy's optimizer state."""
     parallel: Literal["ddp"] = "ddp"
     """How the dense layers are spread over the workers."""
-    workers: int = free(1, ge=1)
-    """Training processes; the result does not depend on it beyond rounding."""
+    workers: int | list[int] = free(1)
+    """Training processes, or [fewest, most] to use what the cluster has; the result depends on it by rounding only."""
     threads: int | None = free(None, ge=1)
     """Threads of each worker; null divides the cores of a node by its workers."""
     device: Literal["auto", "cpu", "cuda"] = free("auto")
     """auto: CUDA where there is one."""
     log_every: int = free(20, ge=1)
     """Steps between two lines of progress."""
+    hang_seconds: int = free(300, ge=5)
+    """Seconds without an answer after which a worker counts as hung and all of them are started again."""
+    stop_seconds: int = free(60, ge=1)
+    """Grace period between SIGTERM and SIGKILL, in which a last checkpoint is written (Kubernetes, ray job stop)."""
     checkpoint: Checkpoint = free(Checkpoint())
+    numerics: Numerics = free(Numerics())
     storage: Storage = free(Storage())
 
     @model_validator(mode="before")
@@ -171,6 +193,16 @@ class TrainConfig(Settings):
     @classmethod
     def _model_by_name(cls, value: Any) -> Any:
         return _section(value, "hstu")
+
+    @field_validator("workers", mode="before")
+    @classmethod
+    def _a_number_or_a_range(cls, value: Any) -> Any:
+        whole = [each for each in (value if isinstance(value, list) else [value]) if type(each) is int and each >= 1]
+        if isinstance(value, list) and (len(value) != 2 or len(whole) != 2 or value[0] > value[1]):
+            raise InputError(f"{value}: a range is [fewest, most], two numbers of at least 1, the smaller first")
+        if not isinstance(value, list) and not whole:
+            raise InputError(f"{value!r}: must be a whole number of at least 1, or a range [fewest, most]")
+        return value
 
     @field_validator("softmax", mode="before")
     @classmethod
@@ -193,6 +225,11 @@ class TrainConfig(Settings):
         if self.table == "row_wise":
             self.optimizer_for("row_wise")
         return self
+
+    @property
+    def worker_range(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
     def placement_for(self, items: int) -> Placement:
         """Where a table of ``items`` rows lives. Never depends on the workers, because the optimizer differs."""

@@ -35,6 +35,10 @@ class InputError(RetiltError, ValueError):
     exit_code = 2
 
 
+class DamagedError(InputError):
+    """A file of an artifact is absent or not what its manifest says; an older artifact may still be whole."""
+
+
 class StorageError(RetiltError, OSError):
     """A store could not be read or written, and retrying did not help."""
 
@@ -45,6 +49,12 @@ class TrainingError(RetiltError):
     """Training could not continue."""
 
     exit_code = 4
+
+
+class Stopped(RetiltError):
+    """Ended early because somebody asked for it (SIGTERM); the same command continues. EX_TEMPFAIL of sysexits.h."""
+
+    exit_code = 75
 
 
 @dataclass(frozen=True)
@@ -171,7 +181,11 @@ class Reporter(Protocol):
     """All that the training loop sees of where it runs: Ray Train in production, a list in tests."""
 
     def progress(self, update: Mapping[str, Any]) -> None:
-        """Show a line of progress (rank 0 only; never a collective)."""
+        """Show a line of progress, a ``note``, or that a checkpoint of step ``committed`` stands. Never a collective."""
+        ...
+
+    def stop_requested(self) -> bool:
+        """Whether the run should end at the next step with a checkpoint. Asked every step: never waits."""
         ...
 
     def report(self, metrics: Mapping[str, Any]) -> None:

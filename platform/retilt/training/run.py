@@ -51,7 +51,7 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     """
     dataset = Dataset.open(config.dataset)
     dataset.require_files()
-    check_world(dataset.lanes, config.workers)
+    check_world(dataset.lanes, config.worker_range[1])
     rewards_of(config.algorithm, dataset, config.protocol)
     Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
@@ -152,10 +152,10 @@ def memory_estimate(run: PlannedRun) -> dict[str, float]:
     config, model = run.config, run.config.model
     assert model is not None
     placement = config.placement_for(run.dataset.items)
-    rows = run.dataset.items + 1 if placement == "replicated" else -(-(run.dataset.items + 1) // config.workers)
+    rows = run.dataset.items + 1 if placement == "replicated" else -(-(run.dataset.items + 1) // config.worker_range[0])
     table = rows * stored_width(model.width) * 4
     optimizer = 2 * table if config.optimizer_for(placement) == "adam" else rows * 4
-    positions = -(-config.batch_users // config.workers) * model.max_length
+    positions = -(-config.batch_users // config.worker_range[0]) * model.max_length
     inner = model.heads * model.head_width
     activations = positions * (4 * model.width + model.blocks * (4 * model.width + 14 * inner) + model.max_length) * 4
     parts = {"table": table, "optimizer": optimizer, "softmax": 3 * table, "activations": activations}
