@@ -72,7 +72,7 @@ def test_a_key_of_another_algorithm_is_named_as_such():
         ({"dropout": 1.0}, r"dropout = 1\.0: must be at least 0 and less than 1"),
         ({"learning_rate": 0.0}, r"learning_rate = 0\.0: must be greater than 0"),
         ({"learning_rate": float("inf")}, r"learning_rate = inf"),
-        ({"workers": 0}, r"workers = 0: must be at least 1"),
+        ({"workers": 0}, r"workers: 0 must be a whole number of at least 1"),
         (
             {"table": "rowwise"},
             r"table = 'rowwise': must be 'auto', 'replicated' or 'row_wise'; did you mean 'row_wise'\?",

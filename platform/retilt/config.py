@@ -86,7 +86,7 @@ class Numerics(Settings):
     max_skipped: int = free(5, ge=1)
     """Steps in a row that may be skipped because a loss or a gradient is not finite; with one more the run ends."""
     spike: float | None = free(20.0, gt=0, allow_inf_nan=False)
-    """Deviations above the recent median at which a loss sends the run back to its last checkpoint, once; null: never."""
+    """Deviations above the recent median at which a loss sends the run back to its last checkpoint; null: never."""
     compare_every: int = free(100, ge=1)
     """Steps between two comparisons of the workers' copies of the parameters and their optimizer's state."""
 
@@ -201,7 +201,7 @@ class TrainConfig(Settings):
         if isinstance(value, list) and (len(value) != 2 or len(whole) != 2 or value[0] > value[1]):
             raise InputError(f"{value}: a range is [fewest, most], two numbers of at least 1, the smaller first")
         if not isinstance(value, list) and not whole:
-            raise InputError(f"{value!r}: must be a whole number of at least 1, or a range [fewest, most]")
+            raise InputError(f"{value!r} must be a whole number of at least 1, or a range [fewest, most]")
         return value
 
     @field_validator("softmax", mode="before")

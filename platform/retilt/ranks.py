@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
-from retilt.types import InputError, RetiltError, StorageError, TrainingError
+from retilt.types import ERRORS, RetiltError, TrainingError
 
 T = TypeVar("T")
 
@@ -104,12 +104,10 @@ def together(action: Callable[[], T]) -> T:
         value, problem = action(), None
     except RetiltError as error:
         value, problem = None, error
-    found = [each for each in gather_object((problem.exit_code, str(problem)) if problem else None) if each]
+    found = [each for each in gather_object((type(problem).__name__, str(problem)) if problem else None) if each]
     if found:
-        kinds: dict[int, type[RetiltError]] = {
-            kind.exit_code: kind for kind in (InputError, StorageError, TrainingError)
-        }
-        raised = kinds.get(found[0][0], TrainingError)(found[0][1])
+        name, message = found[0]
+        raised = ERRORS.get(name, TrainingError)(message)
         raised.on_all_ranks = True
         raise raised
     return cast(T, value)

@@ -57,6 +57,12 @@ class Stopped(RetiltError):
     exit_code = 75
 
 
+ERRORS: Mapping[str, type[RetiltError]] = {
+    each.__name__: each for each in (InputError, DamagedError, StorageError, TrainingError, Stopped)
+}
+"""By name: what crosses from one process to another is the name and the message."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """A rank's share of one global batch: right-padded sequences of events, oldest first.
@@ -181,7 +187,7 @@ class Reporter(Protocol):
     """All that the training loop sees of where it runs: Ray Train in production, a list in tests."""
 
     def progress(self, update: Mapping[str, Any]) -> None:
-        """Show a line of progress, a ``note``, or that a checkpoint of step ``committed`` stands. Never a collective."""
+        """Show a line of progress or a ``note``; or a checkpoint of step ``committed`` stands. Never a collective."""
         ...
 
     def stop_requested(self) -> bool:

@@ -61,7 +61,9 @@ class Side:
         total = count = 0.0
         started, busy = time.perf_counter(), time.process_time()
         for batch in self.batches(self.epochs):
-            result = take_step(self.policy, self.dense, self.algorithm, batch, self.statistics, self.step)
+            result = take_step(
+                self.policy, self.dense, self.algorithm, batch, self.statistics, self.step, {}, lambda loss: False
+            )
             self.step += 1
             total, count = total + result.loss * result.count, count + result.count
         seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - busy

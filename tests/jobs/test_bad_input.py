@@ -67,6 +67,9 @@ class Silent:
 
     def report(self, metrics: Mapping[str, Any]) -> None: ...
 
+    def stop_requested(self) -> bool:
+        return False
+
 
 @pytest.fixture
 def place(good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -49,10 +49,13 @@ class Losses:
         self.found: list[float] = []
 
     def progress(self, update: Mapping[str, Any]) -> None:
-        if "epoch_done" not in update:
+        if "loss" in update and "epoch_done" not in update:
             self.found.append(update["loss"])
 
     def report(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def stop_requested(self) -> bool:
+        return False
 
 
 def curve(algorithm: str, placement: str, folder: Path) -> list[float]:

@@ -11,7 +11,8 @@ from rich.console import Console
 
 from retilt import ranks, storage
 from retilt.cluster import session
-from retilt.cluster.messages import Update, say
+from retilt.cluster.display import say
+from retilt.cluster.messages import Update
 from retilt.cluster.workers import on_workers
 from retilt.config import EvaluateConfig, place_table, plain
 from retilt.data.dataset import Dataset
@@ -102,7 +103,7 @@ def _identities(
             "fingerprint": checkpoint.fingerprint(place),
             "protocol": state["lineage"][-1]["protocol"],
             "algorithm": state["config"]["algorithm"],
-            "epochs": len(state["epochs"]),
+            "epochs": state["epochs"],
             "config_sha256": state["config_sha256"],
             "lineage": state["lineage"],
         }

@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 
 from retilt.models import dropout
 from retilt.models.catalog import ReplicatedTable, ShardedTable
+from retilt.models.guard import Guard
 from retilt.models.hstu import HSTU
 from retilt.models.softmax import CatalogueSoftmax, Rows
 from retilt.types import Batch
@@ -56,6 +57,7 @@ class CataloguePolicy:
         if table.first == 0:
             self.inactive_R[0] = True
         self.wrapped = wrap(network)
+        self.guard = Guard(network)
         self.seed, self.step = seed, 0
         self._wide: dict[str, Tensor] | None = None
 
@@ -74,6 +76,7 @@ class CataloguePolicy:
         item_BT = batch.item_BT[:, :-1]
         found = self.table.lookup(item_BT) if isinstance(self.table, ShardedTable) else None
         if self._wide is None:
+            found = self.guard.watch(*found) if found is not None else None
             key_BT = dropout.keys(batch.example_B, item_BT.shape[1], self.seed, self.step)
             hidden_BTD, rows_RD = self.wrapped(item_BT, batch.time_BT, key_BT, found)
         else:

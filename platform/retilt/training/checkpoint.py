@@ -4,13 +4,14 @@
 ``table-optimizer-<first>-<last>.safetensors`` the rows first … last (exclusive) of the item table, written by the rank
 that holds them and loaded by slicing on any number of workers. ``state.json`` says where the run stands and what the
 policy is. A published policy (``policy/best``, ``policy/last``) is a copy of a checkpoint: one format serves both.
+Who writes them, and when, is saver.py's subject.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from retilt import artifact, ranks, storage
 from retilt.models.policy import CataloguePolicy
 from retilt.types import InputError
 
-KIND, FORMAT = "checkpoint", 1
+KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"
-RANGE_ROWS = 1 << 20
+RANGE_ROWS = 1 << 18
 """Rows of one file at the most: bounds the memory of saving and loading."""
 _TABLE = re.compile(r"table-(\d+)-(\d+)\.safetensors")
 _FOLDER = re.compile(r"(\d+)-[0-9a-f]+")
@@ -33,20 +34,58 @@ def new_place(output: str, step: int) -> str:
     return ranks.broadcast_object(storage.join(output, "checkpoints", f"{step:08d}-{secrets.token_hex(4)}"))
 
 
-def save(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint. Collective; returns on every rank after the manifest stands."""
-    entries = list(_save_table(uri, policy))
-    if ranks.rank() == 0:
-        parameters = _dense_parameters(policy)
-        entries.append(artifact.save_tensors(uri, "dense.safetensors", parameters))
-        entries.append(artifact.save_tensors(uri, "dense-optimizer.safetensors", _dense_state(policy, dense)))
-        storage.write_json(storage.join(uri, STATE), dict(state))
-        entries.append(artifact.file_entry(uri, STATE))
-    gathered = ranks.gather_object(entries)
-    if ranks.rank() == 0:
-        body = {"step": state["step"]}
-        artifact.write_manifest(uri, KIND, FORMAT, body, [entry for part in gathered for entry in part])
-    ranks.barrier()
+class Snapshot:
+    """What this rank writes of a checkpoint, copied so that training can go on; the next copy uses the same memory."""
+
+    def __init__(self) -> None:
+        self._copies: dict[str, dict[str, Tensor]] = {}
+        self._first = 0
+        self._width = 0
+
+    def take(self, policy: CataloguePolicy, dense: torch.optim.Adam) -> None:
+        """Copy the rows that this rank holds; on rank 0 also the dense part, and a replicated table."""
+        table = policy.table
+        self._first, self._width = table.first, table.width
+        if ranks.rank() == 0:
+            self._copy("dense", _dense_parameters(policy))
+            self._copy("dense-optimizer", _dense_state(policy, dense))
+        if table.sharded or ranks.rank() == 0:
+            self._copy("table", table.state())
+
+    def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
+        copies = self._copies.setdefault(kind, {})
+        for name, tensor in tensors.items():
+            if name not in copies:
+                copies[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
+            copies[name].copy_(tensor.detach())
+
+    def write(self, uri: str, state: Mapping[str, Any] | None) -> list[artifact.FileEntry]:
+        """Write the copies, and ``state`` where given, into the folder ``uri``; returns the files' entries."""
+        entries = [
+            artifact.save_tensors(uri, f"{kind}.safetensors", tensors)
+            for kind, tensors in self._copies.items()
+            if kind != "table"
+        ]
+        entries += self._write_table(uri, self._copies.get("table"))
+        if state is not None:
+            storage.write_json(storage.join(uri, STATE), dict(state))
+            entries.append(artifact.file_entry(uri, STATE))
+        return entries
+
+    def _write_table(self, uri: str, tensors: Mapping[str, Tensor] | None) -> Iterator[artifact.FileEntry]:
+        rows = len(tensors["weight"]) if tensors else 0
+        for start in range(0, rows, RANGE_ROWS):
+            assert tensors is not None
+            part = slice(start, min(start + RANGE_ROWS, rows))
+            values = {name: value[part] if value.ndim else value for name, value in tensors.items()}
+            name = f"{self._first + part.start:010d}-{self._first + part.stop:010d}.safetensors"
+            yield artifact.save_tensors(uri, f"table-{name}", {"weight": values.pop("weight")[:, : self._width]})
+            yield artifact.save_tensors(uri, f"table-optimizer-{name}", values)
+
+
+def commit(uri: str, step: int, entries: Collection[artifact.FileEntry]) -> None:
+    """Write the manifest: from here on the checkpoint exists."""
+    artifact.write_manifest(uri, KIND, FORMAT, {"step": step}, entries)
 
 
 def _dense_parameters(policy: CataloguePolicy) -> dict[str, Tensor]:
@@ -59,20 +98,6 @@ def _dense_state(policy: CataloguePolicy, dense: torch.optim.Adam) -> dict[str, 
         for name, parameter in policy.network.backbone.named_parameters()
         for key, value in dense.state[parameter].items()
     }
-
-
-def _save_table(uri: str, policy: CataloguePolicy) -> Iterator[artifact.FileEntry]:
-    table = policy.table
-    if not table.sharded and ranks.rank() != 0:
-        return
-    state = table.state()
-    for first in range(table.first, table.last, RANGE_ROWS):
-        last = min(first + RANGE_ROWS, table.last)
-        part = slice(first - table.first, last - table.first)
-        rows = {name: value[part] if value.ndim else value for name, value in state.items()}
-        name = f"{first:010d}-{last:010d}.safetensors"
-        yield artifact.save_tensors(uri, f"table-{name}", {"weight": rows.pop("weight")[:, : table.width]})
-        yield artifact.save_tensors(uri, f"table-optimizer-{name}", rows)
 
 
 def find(uri: str) -> str:
@@ -169,22 +194,23 @@ def _copy_rows(target: Tensor, source: Tensor, here: slice, there: slice) -> Non
         target[here].copy_(source[there])
 
 
-def newest(output: str) -> str | None:
-    """The valid checkpoint of a run with the highest step, or None. A folder without manifest does not count."""
-    for folder in sorted(_folders(output), key=_step, reverse=True):
-        place = storage.join(output, "checkpoints", folder)
-        if storage.exists(storage.join(place, artifact.MANIFEST)):
-            return place
-    return None
+def committed(output: str) -> list[str]:
+    """The checkpoints of a run, newest first. A folder without manifest does not count."""
+    places = [storage.join(output, "checkpoints", folder) for folder in _folders(output)]
+    return [place for place in places if storage.exists(storage.join(place, artifact.MANIFEST))]
 
 
-def prune(output: str, keep: int, best: str | None) -> None:
-    """Delete all but the newest ``keep`` checkpoints and ``best``; also what interrupted attempts left behind."""
-    folders = sorted(_folders(output), key=_step, reverse=True)
-    whole = [f for f in folders if storage.exists(storage.join(output, "checkpoints", f, artifact.MANIFEST))]
-    kept = {*whole[:keep], storage.name(best) if best else ""}
-    for folder in folders:
-        if folder not in kept:
+def prune(output: str, keep: int, best: Collection[str], before: int | None = None) -> None:
+    """Delete all but the newest ``keep`` checkpoints and the ``best`` (names of folders).
+
+    Folders without manifest, which interrupted attempts left behind, go too: all of them, or with ``before`` those of
+    earlier steps (a later one is being written now).
+    """
+    whole = [storage.name(place) for place in committed(output)]
+    kept = {*whole[:keep], *best}
+    for folder in _folders(output):
+        left_behind = folder not in whole and (before is None or _step(folder) < before)
+        if left_behind or (folder in whole and folder not in kept):
             delete(storage.join(output, "checkpoints", folder))
 
 
@@ -195,9 +221,11 @@ def delete(place: str) -> None:
     storage.delete(place)
 
 
-def _folders(output: str) -> set[str]:
+def _folders(output: str) -> list[str]:
+    """Names of the checkpoints' folders, highest step first."""
     files = storage.list_files(storage.join(output, "checkpoints"))
-    return {name for file in files if _FOLDER.fullmatch(name := file.path.split("/")[0])}
+    names = {name for file in files if _FOLDER.fullmatch(name := file.path.split("/")[0])}
+    return sorted(names, key=lambda name: (_step(name), name), reverse=True)
 
 
 def _step(folder: str) -> int:

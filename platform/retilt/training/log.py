@@ -1,10 +1,10 @@
-"""The metrics of a run: JSON lines and TensorBoard beside them, rewritten whole at the end of every epoch."""
+"""The metrics of a run: JSON lines and TensorBoard beside them, rewritten whole with every checkpoint."""
 
 from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +26,23 @@ class MetricsLog:
         """Keep one record; it must have ``step`` and be JSON-like."""
         self.records.append(dict(record))
 
-    def flush(self) -> None:
-        """Write both forms."""
-        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in self.records)
-        storage.write_bytes(self.place, lines.encode())
-        self._tensorboard()
+    def rewind(self, step: int) -> None:
+        """Forget the records of later steps, which will be repeated."""
+        self.records = [record for record in self.records if record["step"] <= step]
 
-    def _tensorboard(self) -> None:
+    def flush(self, count: int) -> None:
+        """Write the first ``count`` records in both forms; from any thread."""
+        records = self.records[:count]
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        storage.write_bytes(self.place, lines.encode())
+        self._tensorboard(records)
+
+    def _tensorboard(self, records: Sequence[Mapping[str, Any]]) -> None:
         from tensorboardX import SummaryWriter
 
         with tempfile.TemporaryDirectory() as folder:
             with SummaryWriter(folder, filename_suffix=".retilt") as writer:
-                for record in self.records:
+                for record in records:
                     for name, value in record.items():
                         if name != "step" and isinstance(value, int | float):
                             writer.add_scalar(name, value, record["step"])

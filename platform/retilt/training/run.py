@@ -96,6 +96,16 @@ def require_vocabulary(state: dict[str, Any], dataset: Dataset, policy: str) -> 
         )
 
 
+def require_same_run(state: Mapping[str, Any], task: Mapping[str, Any], dataset: Dataset, place: str) -> None:
+    """Raise InputError where a checkpoint in a run's folder is not that run's."""
+    require_vocabulary(dict(state), dataset, place)
+    if state["identity"] != task["identity"]:
+        raise InputError(
+            f"{place} is a checkpoint of another configuration or data set than the run in its folder; delete it, or "
+            "choose another output"
+        )
+
+
 def check_output(run: PlannedRun) -> None:
     """Raise InputError where the output folder holds another run or files of something else, or cannot be written."""
     output, place = run.config.output, storage.join(run.config.output, RUN)

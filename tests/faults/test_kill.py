@@ -1,0 +1,119 @@
+"""Killed anywhere, a run ends with the same bits, and no example is missing or repeated."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.data import small_dataset
+from tests.faults.killing import Attempt, Kill, committed_steps, run
+
+from retilt import artifact, storage
+from retilt.config import TrainConfig, build
+from retilt.data.dataset import Dataset
+from retilt.data.plan import Cursor, Plan
+from retilt.data.stream import train_batches
+from retilt.training import checkpoint
+from retilt.training.run import finished, plan_run
+
+MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
+STEPS = 20
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    users = small_dataset.sequences(60, 50, longest=30)
+    place = str(tmp_path_factory.mktemp("data"))
+    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
+
+
+def task(data: str, output: Path, **values: Any) -> dict[str, Any]:
+    """4 epochs of 5 steps, Exp-RSFT with dropout, a sharded table, a checkpoint every other step."""
+    settings = {
+        "dataset": data, "output": str(output), "model": MODEL, "epochs": 4, "batch_users": 12, "dropout": 0.2,
+        "table": "row_wise", "algorithm": {"name": "exp_rsft"}, "checkpoint": {"every_steps": 2}, **values,
+    }  # fmt: skip
+    return plan_run(build(TrainConfig, settings)).task()
+
+
+def tensors(output: Path, place: str = "policy/last") -> dict[str, torch.Tensor]:
+    """Every tensor of a policy, optimizer state included; rows of the files of several ranks joined."""
+    found: dict[str, list[torch.Tensor]] = {}
+    folder = storage.join(str(output), *place.split("/"))
+    for file in storage.list_files(folder):
+        if file.path.endswith(".safetensors"):
+            kind = file.path.split("-0")[0].removesuffix(".safetensors")
+            for name, value in artifact.load_tensors(storage.join(folder, file.path)).items():
+                found.setdefault(f"{kind}:{name}", []).append(value)
+    return {name: torch.cat(parts) if parts[0].ndim else parts[0] for name, parts in found.items()}
+
+
+def require_equal(output: Path, reference: Path) -> None:
+    for place in ("policy/last", "policy/best"):
+        mine, theirs = tensors(output, place), tensors(reference, place)
+        assert mine.keys() == theirs.keys()
+        assert [name for name in mine if not torch.equal(mine[name], theirs[name])] == []
+
+
+def planned_examples(data: str, each: dict[str, Any], world: int) -> dict[int, list[int]]:
+    """What the plan says that step s trains on, by rank."""
+    config, found = TrainConfig.model_validate(each["config"]), list[list[int]]()
+    dataset = Dataset.open(data)
+    plan = Plan.of(dataset, config.batch_users, config.seed)
+    for epoch in range(config.epochs):
+        shares = [
+            train_batches(dataset, plan, Cursor(epoch, 0), config.protocol, 20, rank, world) for rank in range(world)
+        ]
+        found += [[e for share in batch for e in share.example_B.tolist()] for batch in zip(*shares, strict=True)]
+    return dict(enumerate(found))
+
+
+def require_samples(data: str, each: dict[str, Any], attempts: list[Attempt]) -> None:
+    """Every example of every committed step once, in the plan's order."""
+    found = committed_steps(attempts)
+    wanted = {world: planned_examples(data, each, world) for world in {a.world for a in attempts}}
+    assert sorted(found) == list(range(STEPS))
+    for step, examples in found.items():
+        world = next(a.world for a in reversed(attempts) if step in a.steps)
+        assert sorted(examples) == sorted(wanted[world][step])
+
+
+@pytest.fixture(scope="module")
+def whole(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The uninterrupted run of two processes."""
+    folder = tmp_path_factory.mktemp("whole")
+    (attempt,) = run(task(data, folder / "run"), [2], folder / "log", [])
+    assert sorted(attempt.steps) == list(range(STEPS))
+    return folder / "run"
+
+
+def random_kills(number: int) -> list[list[Kill]]:
+    """Runs that are killed once to three times each, at points drawn anew; the same at every call."""
+    chance = random.Random(3)
+    found = []
+    for _ in range(number):
+        kills = []
+        for _ in range(chance.choice((1, 1, 1, 2, 3))):
+            point = chance.choice(("step", "stepped", "file", "filed", "file", "filed", "delete"))
+            last = {"step": STEPS - 1, "stepped": STEPS - 1, "delete": 6}.get(point, 40)
+            kills.append(Kill(point, chance.randint(1, last), chance.choice((0, 0, 1, None))))  # type: ignore[arg-type]
+        found.append(kills)
+    return found
+
+
+SOAK = [pytest.param(kills, marks=pytest.mark.soak) for kills in random_kills(20)[3:]]
+
+
+@pytest.mark.parametrize("kills", [*random_kills(20)[:3], *SOAK], ids=str)
+def test_a_killed_run_ends_with_the_same_bits(data: str, whole: Path, tmp_path: Path, kills: list[Kill]) -> None:
+    each = task(data, tmp_path / "run")
+    attempts = run(each, [2], tmp_path / "log", kills)
+    require_equal(tmp_path / "run", whole)
+    require_samples(data, each, attempts)
+    place = storage.join(str(tmp_path / "run"), "checkpoints")
+    whole_ones = {storage.name(place) for place in checkpoint.committed(str(tmp_path / "run"))}
+    assert {file.path.split("/")[0] for file in storage.list_files(place)} == whole_ones
+    assert finished(plan_run(TrainConfig.model_validate(each["config"]))) is not None
