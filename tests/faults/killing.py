@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
+from unittest.mock import patch
 
 Point = Literal["step", "stepped", "file", "filed", "delete"]
 """Before and after a step; before and after a file appears under its name; before something is deleted."""
@@ -97,6 +98,7 @@ def _work(
     import torch.distributed as dist
 
     from retilt.training import loop
+    from retilt.training.step import take_step
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
@@ -104,21 +106,20 @@ def _work(
         _arm(kill, rank)
     if prepare:
         prepare(rank)
-    take = loop.take_step
     with Path(folder, f"{rank}.jsonl").open("w", buffering=1) as lines:
 
         def watched(policy: Any, dense: Any, algorithm: Any, batch: Any, statistics: Any, step: int, *more: Any) -> Any:
-            mine = kill is not None and kill.rank in (None, rank) and kill.number == step
-            if mine and kill.point == "step":
+            point = kill.point if kill and kill.rank in (None, rank) and kill.number == step else None
+            if point == "step":
                 _die()
-            result = take(policy, dense, algorithm, batch, statistics, step, *more)
+            result = take_step(policy, dense, algorithm, batch, statistics, step, *more)
             lines.write(json.dumps({"step": step, "examples": batch.example_B.tolist(), "at": time.monotonic()}) + "\n")
-            if mine and kill.point == "stepped":
+            if point == "stepped":
                 _die()
             return result
 
-        loop.take_step = watched
-        loop.train(task, _Reporter(lines))
+        with patch("retilt.training.loop.take_step", watched):
+            loop.train(task, _Reporter(lines))
     dist.barrier()
     dist.destroy_process_group()
 
@@ -161,7 +162,9 @@ def _read(folder: Path, world: int, killed: bool) -> Attempt:
     parts: list[dict[int, list[int]]] = []
     for rank in range(world):
         path = folder / f"{rank}.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        lines = (
+            [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")] if path.exists() else []
+        )
         parts.append({line["step"]: line["examples"] for line in lines if "step" in line})
         if rank == 0:
             found.notes = [line["note"] for line in lines if "note" in line]

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from retilt import artifact, ranks, storage
 from retilt.models.policy import CataloguePolicy
-from retilt.types import InputError
+from retilt.types import DamagedError, InputError
 
 KIND, FORMAT = "checkpoint", 2
 STATE = "state.json"
+CHECKSUM = "manifest_sha256"
 RANGE_ROWS = 1 << 18
 """Rows of one file at the most: bounds the memory of saving and loading."""
 _TABLE = re.compile(r"table-(\d+)-(\d+)\.safetensors")
@@ -85,7 +86,30 @@ class Snapshot:
 
 def commit(uri: str, step: int, entries: Collection[artifact.FileEntry]) -> None:
     """Write the manifest: from here on the checkpoint exists."""
-    artifact.write_manifest(uri, KIND, FORMAT, {"step": step}, entries)
+    files = sorted(entries, key=lambda entry: entry["path"])
+    artifact.write_manifest(uri, KIND, FORMAT, {"step": step, CHECKSUM: _checksum(step, files)}, files)
+
+
+def _checksum(step: Any, files: Any) -> str:
+    return artifact.fingerprint([step, files])
+
+
+def _manifest(uri: str) -> dict[str, Any]:
+    """The manifest of a checkpoint, which vouches for itself too.
+
+    Raises:
+        InputError: no checkpoint, or one of another format; DamagedError: its manifest has changed.
+    """
+    place = storage.join(uri, artifact.MANIFEST)
+    if storage.exists(place):
+        try:
+            found = storage.read_json(place)
+        except InputError as problem:
+            raise DamagedError(str(problem)) from problem
+        ours = isinstance(found, dict) and (found.get("kind"), found.get("format")) == (KIND, FORMAT)
+        if ours and found.get(CHECKSUM) != _checksum(found.get("step"), found.get("files")):
+            raise DamagedError(f"{place}: does not agree with its own {CHECKSUM}; the file is damaged or was changed")
+    return artifact.read_manifest(uri, KIND, [FORMAT])
 
 
 def _dense_parameters(policy: CataloguePolicy) -> dict[str, Tensor]:
@@ -109,7 +133,7 @@ def find(uri: str) -> str:
     for place in ("", "policy/best", "policy/last", "best", "last"):
         candidate = storage.join(uri, *place.split("/")) if place else uri
         if storage.exists(storage.join(candidate, artifact.MANIFEST)):
-            artifact.require_files(candidate, artifact.read_manifest(candidate, KIND, [FORMAT]))
+            artifact.require_files(candidate, _manifest(candidate))
             return candidate
     raise InputError(
         f"{uri}: no policy here; expected a finished run's folder, its policy/best or policy/last, or a checkpoint"
@@ -118,7 +142,7 @@ def find(uri: str) -> str:
 
 def read_state(uri: str) -> dict[str, Any]:
     """``state.json`` of a checkpoint, verified."""
-    manifest = artifact.read_manifest(uri, KIND, [FORMAT])
+    manifest = _manifest(uri)
     artifact.verify(uri, manifest, [STATE])
     state = storage.read_json(storage.join(uri, STATE))
     assert isinstance(state, dict)
@@ -127,7 +151,7 @@ def read_state(uri: str) -> dict[str, Any]:
 
 def fingerprint(uri: str) -> str:
     """What identifies a policy: the sha256 over the names and hashes of its files."""
-    return artifact.fingerprint(artifact.read_manifest(uri, KIND, [FORMAT])["files"])
+    return artifact.fingerprint(_manifest(uri)["files"])
 
 
 def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> list[str]:
@@ -139,7 +163,7 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
     Raises:
         InputError: a file is absent, damaged, or of other sizes.
     """
-    manifest = artifact.read_manifest(uri, KIND, [FORMAT])
+    manifest = _manifest(uri)
     parameters = _verified(uri, manifest, "dense.safetensors")
     try:
         policy.network.backbone.load_state_dict(parameters)
@@ -236,7 +260,7 @@ def _step(folder: str) -> int:
 
 def publish(source: str, destination: str) -> None:
     """Copy a checkpoint to ``policy/best`` or ``policy/last``, manifest last; an earlier one there goes first."""
-    manifest = artifact.read_manifest(source, KIND, [FORMAT])
+    manifest = _manifest(source)
     delete(destination)
     for entry in manifest["files"]:
         storage.copy(storage.join(source, entry["path"]), storage.join(destination, entry["path"]))

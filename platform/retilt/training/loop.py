@@ -170,7 +170,14 @@ class Run:
             "due": self.saver.due(progress.step + 1),
         }
         result = take_step(
-            self.policy, self.dense, self.config.algorithm, batch, self.statistics, progress.step, signals, self._is_spike
+            self.policy,
+            self.dense,
+            self.config.algorithm,
+            batch,
+            self.statistics,
+            progress.step,
+            signals,
+            self._is_spike,
         )
         if result.outcome == "spike":
             raise Jump(f"the loss rose to {result.loss:.4g} at step {progress.step}", spike=True)
@@ -209,8 +216,8 @@ class Run:
         if progress.skipped_in_a_row > self.config.numerics.max_skipped:
             raise _on_all_ranks(
                 TrainingError(
-                    f"{what}, the {progress.skipped_in_a_row}th step in a row; {where}; lower the learning rate or "
-                    "look at the rewards there"
+                    f"{what}, like {progress.skipped_in_a_row - 1} steps before it; {where}; lower the learning rate "
+                    "or look at the rewards there"
                 )
             )
         self._note(f"{what}: skipped on all workers; {where}")

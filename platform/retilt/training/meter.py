@@ -16,8 +16,7 @@ class Meter:
         self._epoch, self._recent = sums, dict[str, float]()
         self._resumed, self._began = time.perf_counter(), time.perf_counter() - seconds
         self._recent_began, self._batches = self._resumed, 0
-        self._left = plan.batches(cursor.epoch) - cursor.batch
-        self._left += sum(plan.batches(epoch) for epoch in range(cursor.epoch + 1, epochs))
+        self._left = plan.batches(cursor.epoch) * (epochs - cursor.epoch) - cursor.batch  # epochs differ by little
 
     def add(self, total: float, count: float, sums: Mapping[str, float]) -> None:
         """Count one step in."""
