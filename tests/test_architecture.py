@@ -23,8 +23,10 @@ DOORS = {
     "ray": ("cluster/",),
     "torchrec": ("models/catalog.py",),
     "fbgemm_gpu": ("models/catalog.py",),
-    "fsspec": ("storage.py",),
-    "pyarrow.fs": ("storage.py",),
+    "fsspec": ("storage/",),
+    "s3fs": ("storage/",),
+    "pyarrow.fs": ("storage/",),
+    "tenacity": ("storage/",),
     "torch.distributed": ("ranks.py", "training/parallel.py", "models/catalog.py"),
 }
 

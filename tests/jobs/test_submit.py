@@ -10,7 +10,6 @@ import json
 import os
 import secrets
 import shutil
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -24,14 +23,9 @@ from typing import Any
 
 import pytest
 from tests.data import small_dataset
+from tests.faults.processes import free_port, kill_tree
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        return int(place.getsockname()[1])
 
 
 @dataclass
@@ -59,6 +53,13 @@ class Cluster:
             env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,
         )  # fmt: skip
 
+    def cli(self, command: str, job: str) -> subprocess.CompletedProcess[str]:
+        """``ray job COMMAND``."""
+        return subprocess.run(
+            [self.python, "-m", "ray.scripts.scripts", "job", command, "--address", self.url, job],
+            env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+
     def info(self, job: str) -> dict[str, Any]:
         headers = {"Authorization": f"Bearer {self.environment['RAY_AUTH_TOKEN']}"}
         request = urllib.request.Request(f"{self.url}/api/jobs/{job}", headers=headers)
@@ -83,6 +84,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         head = subprocess.Popen(
             [python, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2", f"--port={port}",
              "--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}",
+             f"--dashboard-agent-listen-port={free_port()}",
              "--disable-usage-stats"],
             env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
@@ -93,12 +95,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         assert time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.5)
     yield found
-    head.terminate()
-    try:
-        head.wait(timeout=30)
-    except subprocess.TimeoutExpired:
-        os.killpg(head.pid, 9)
-        head.wait(timeout=30)
+    kill_tree(head)
 
 
 def _answers(cluster: Cluster) -> bool:
@@ -172,3 +169,32 @@ def test_submitted_from_a_checkout_and_from_a_wheel(cluster: Cluster, data: str,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"policy: {exp}/policy/last" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (FROM_CHECKOUT, "SIGTERM: writing a last checkpoint (up to 55 s)"),
+        (("--working-dir", "platform"), "SIGTERM: Ray gives this job only 3 s, too short for a checkpoint"),
+    ],
+)
+def test_a_stopped_job_gets_the_time_that_its_environment_says(
+    cluster: Cluster, tmp_path: Path, options: tuple[str, ...], says: str
+) -> None:
+    """deploy/job-env.yaml asks Ray for it."""
+    job = f"stopped-{len(options)}"
+    given = {"folder": str(tmp_path), "steps": 10_000, "on_workers": {"stop_seconds": 60}}
+    script = str(ROOT / "tests" / "faults" / "driver.py")
+    submitted = cluster.submit(job, "python", script, json.dumps(given), options=("--no-wait", *options))
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "rank-0").exists():
+        assert time.monotonic() < deadline
+        assert cluster.info(job)["status"] in ("PENDING", "RUNNING"), cluster.cli("logs", job).stdout
+        time.sleep(0.2)
+    stop = cluster.cli("stop", job)
+    assert stop.returncode == 0, stop.stdout + stop.stderr
+    assert cluster.info(job)["status"] == "STOPPED"
+    log = cluster.cli("logs", job).stdout
+    assert says in log
+    assert ("error: stopped at step" in log) == ("55 s" in says)

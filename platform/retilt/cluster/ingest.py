@@ -19,7 +19,7 @@ import ray
 
 from retilt import storage
 from retilt.cluster import session
-from retilt.cluster.messages import say
+from retilt.cluster.display import say
 from retilt.config import PrepareConfig
 from retilt.data import dataset_writer, events, shards, sources, vocabulary
 from retilt.data.hashing import hash_ids

@@ -1,30 +1,36 @@
-"""What workers tell the driver while they run: an actor between them, and the driver's display of it."""
+"""What workers tell the driver while they run, and the driver the workers: an actor between them."""
 
 from __future__ import annotations
 
-import sys
-import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from retilt.types import ERRORS, TrainingError
 
 Update = Mapping[str, Any]
 
 
 @ray.remote(num_cpus=0)
 class Messages:
-    """Holds what the workers have sent until the driver fetches it; the first failure and the result stay."""
+    """Holds what was sent until it is fetched; the first failure, the furthest checkpoint and the result stay."""
 
     def __init__(self) -> None:
         self._updates: deque[Update] = deque(maxlen=1000)
-        self._failure: tuple[int, str] | None = None
+        self._failure: tuple[str, str] | None = None
         self._result: dict[str, Any] | None = None
+        self._committed: int | None = None
+        self._stopping = False
+        self._room: Any = None
 
     def push(self, update: Update) -> None:
-        """Add an update."""
+        """Add an update; ``committed`` says that a checkpoint of that step stands."""
         self._updates.append(update)
+        if "committed" in update:
+            self._committed = max(int(update["committed"]), self._committed or 0)
 
     def fetch(self) -> list[Update]:
         """Take all updates."""
@@ -32,12 +38,17 @@ class Messages:
         self._updates.clear()
         return found
 
-    def fail(self, exit_code: int, message: str) -> None:
-        """Keep the first failure: the others follow from it."""
-        self._failure = self._failure or (exit_code, message)
+    def ended(self, reason: str) -> None:
+        """Note that a worker ended; after an error that no restart mends this is its echo, and no news."""
+        if self._failure is None and not self._stopping:
+            self._updates.append({"note": f"{reason}; all workers start again from the last checkpoint"})
 
-    def failure(self) -> tuple[int, str] | None:
-        """Exit code and message of the first failure."""
+    def fail(self, name: str, message: str) -> None:
+        """Keep the first failure (its class in types.ERRORS and its message): the others follow from it."""
+        self._failure = self._failure or (name, message)
+
+    def failure(self) -> tuple[str, str] | None:
+        """Class and message of the first failure."""
         return self._failure
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -48,76 +59,34 @@ class Messages:
         """Rank 0's result, None before the end."""
         return self._result
 
+    def committed(self) -> int | None:
+        """Step of the furthest checkpoint that was written since the job began."""
+        return self._committed
 
-class Display:
-    """Shows the workers' updates on the driver while it waits for them: ``with Display(messages, show): …``."""
+    def hold(self, room: Any) -> None:
+        """Remember the placement group that the workers run in."""
+        self._room = room
 
-    def __init__(self, messages: Any, show: Callable[[Update], None], interval: float = 0.5) -> None:
-        self._messages, self._show, self._interval = messages, show, interval
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="display", daemon=True)
+    def room(self) -> Any:
+        """The placement group of the workers, None before the first of them."""
+        return self._room
 
-    def __enter__(self) -> Display:
-        self._thread.start()
-        return self
+    def stop(self) -> None:
+        """Ask the workers to end at the next step."""
+        self._stopping = True
 
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5)
-
-    def _run(self) -> None:
-        while not self._stop.wait(self._interval):
-            self._drain()
-        self._drain()
-
-    def _drain(self) -> None:
-        try:
-            updates = ray.get(self._messages.fetch.remote(), timeout=10)
-        except ray.exceptions.RayError:
-            return  # the cluster is going away; whoever waits for the workers says why
-        for update in updates:
-            self._show(update)
+    def stopping(self) -> bool:
+        """Whether they are asked to."""
+        return self._stopping
 
 
-def duration(seconds: float) -> str:
-    """``75`` → ``1:15``, ``3700`` → ``1:01:40``."""
-    minutes, left = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+def on_this_node() -> Any:
+    """The actor, on the driver's node: any other may be lost while the run goes on."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Messages.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
 
 
-def say(line: str) -> None:
-    """One line on standard output, at once."""
-    print(line, flush=True)
-
-
-def training_line(update: Update) -> str:
-    """A training update in one line: loss, pace, time left; at an epoch's end its means and validation metrics."""
-    epoch = f"epoch {update['epoch']}/{update['epochs']}"
-    loss = f"loss {update['loss']:.4f}"
-    pace = f"{update['positions_per_second']:,.0f} positions/s"
-    if update.get("epoch_done"):
-        measured = [
-            f"{name.split('/')[1]} {value:.4f}" for name, value in update.items() if name.startswith("validation/")
-        ]
-        validation = f"  validation {', '.join(measured)}" if measured else ""
-        return f"{epoch} done in {duration(update['seconds'])}  {loss}  {pace}{validation}"
-    return f"{epoch} step {update['step']}  {loss}  {pace}  {duration(update['seconds_left'])} left"
-
-
-class TrainingDisplay:
-    """Lines for a log; on a terminal the line of the running epoch is overwritten in place."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stdout.isatty()
-
-    def __call__(self, update: Update) -> None:
-        """Show one update."""
-        line = training_line(update)
-        if not self._terminal:
-            say(line)
-        elif update.get("epoch_done"):
-            sys.stdout.write(f"\r\033[K{line}\n")
-        else:
-            sys.stdout.write(f"\r\033[K{line}")
-        sys.stdout.flush()
+def raise_failure(messages: Any) -> None:
+    """Raise what a worker failed with as what it was: InputError, StorageError, TrainingError or Stopped."""
+    if (failure := ray.get(messages.failure.remote())) is not None:
+        raise ERRORS.get(failure[0], TrainingError)(failure[1])

@@ -18,27 +18,26 @@ def threads_that_fit(cpus_of_nodes: list[float], workers: int) -> int:
     return best
 
 
-def place_workers(workers: int, threads: int | None, gpu: bool) -> dict[str, float]:
-    """Resources of one worker on the connected cluster.
+def place_workers(workers: int | tuple[int, int], threads: int | None, gpu: bool) -> dict[str, float]:
+    """Resources of one worker on the connected cluster; of a range, threads for the most workers if they fit.
 
     Raises:
-        InputError: more workers (or threads) than the cluster has, or than its autoscaler may add.
+        InputError: more workers (of a range: the fewest) or threads than the cluster has, or its autoscaler may add.
     """
+    fewest, most = (workers, workers) if isinstance(workers, int) else workers
     nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     cpus = [float(node["Resources"].get("CPU", 0)) for node in nodes]
     gpus = sum(float(node["Resources"].get("GPU", 0)) for node in nodes)
-    most = _autoscaler_maximum()
-    fitting = threads_that_fit(cpus, workers)
-    wanted = threads or fitting or 1
-    if gpu and workers > max(gpus, most.get("GPU", 0)):
-        raise InputError(
-            f"workers = {workers} with device=cuda, but the cluster has {gpus:g} GPUs; use workers of at most that"
-        )
-    if wanted > fitting and workers * wanted > most.get("CPU", 0):
+    limit = _autoscaler_maximum()
+    wanted = threads or threads_that_fit(cpus, most) or threads_that_fit(cpus, fewest) or 1
+    named = f"workers = {fewest}" if fewest == most else f"workers = [{fewest}, {most}], which is {fewest} at least,"
+    if gpu and fewest > max(gpus, limit.get("GPU", 0)):
+        raise InputError(f"{named} with device=cuda, but the cluster has {gpus:g} GPUs; use workers of at most that")
+    if wanted > threads_that_fit(cpus, fewest) and fewest * wanted > limit.get("CPU", 0):
         each = "1 CPU" if wanted == 1 else f"{wanted} CPUs (threads)"
         raise InputError(
-            f"workers = {workers} of {each} each, but the cluster has {sum(cpus):g} CPUs on {len(cpus)} node(s)"
-            f"{_may_add(most)}; use fewer workers or threads, or a larger cluster"
+            f"{named} of {each} each, but the cluster has {sum(cpus):g} CPUs on {len(cpus)} node(s)"
+            f"{_may_add(limit)}; use fewer workers or threads, or a larger cluster"
         )
     return {"CPU": wanted, **({"GPU": 1} if gpu else {})}
 
@@ -50,5 +49,5 @@ def _autoscaler_maximum() -> dict[str, Any]:
     return dict(state.get_max_resources_from_cluster_config() or {})
 
 
-def _may_add(most: dict[str, Any]) -> str:
-    return f" and may grow to {most['CPU']:g} CPUs" if most.get("CPU") else ""
+def _may_add(limit: dict[str, Any]) -> str:
+    return f" and may grow to {limit['CPU']:g} CPUs" if limit.get("CPU") else ""

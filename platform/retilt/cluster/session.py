@@ -11,6 +11,7 @@ from typing import Any
 import ray
 
 from retilt import storage
+from retilt.cluster.stopping import released_on_sigterm
 from retilt.types import InputError, StorageError
 
 
@@ -20,6 +21,8 @@ def connect(cpus: int | None = None, dashboard: bool = True) -> Iterator[None]:
 
     ``dashboard`` serves Ray's State API on 127.0.0.1, which Ray Train needs to clean up after a controller that died.
     A connection that is there already is used and left open. ``cpus`` limits a cluster started here; None takes all.
+
+    SIGTERM inside the block ends it at once, as Stopped, unless the work inside sees to it (stopping.Checkpointing).
 
     Raises:
         InputError: the cluster of RAY_ADDRESS cannot be joined, or RAY_AUTH_MODE is not ``token``.
@@ -32,12 +35,14 @@ def connect(cpus: int | None = None, dashboard: bool = True) -> Iterator[None]:
     # reaches Ray's servers but not this process, and they fail without a token.
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
         raise InputError("RAY_AUTH_MODE must be 'token': without it anyone who reaches this machine can run code on it")
-    if address:
-        _join(address)
-    else:
-        _start(cpus, dashboard)
     try:
-        yield
+        if address:
+            _join(address)
+        else:
+            _start(cpus, dashboard)
+        # Only now: ray.init sets a handler of its own.
+        with released_on_sigterm():
+            yield
     finally:
         ray.shutdown()
 

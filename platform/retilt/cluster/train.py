@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from retilt import storage
+from retilt import lease, storage
 from retilt.cluster import session
-from retilt.cluster.messages import TrainingDisplay, say
+from retilt.cluster.display import TrainingDisplay, duration, say
 from retilt.cluster.workers import on_workers
 from retilt.config import TrainConfig, plain
 from retilt.training import loop
@@ -24,22 +24,29 @@ def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {}
     check_output(planned)
-    result = finished(planned)
-    if result is None:
-        gpu = choose_device(config.device).type == "cuda"
-        with session.connect():
-            _require_shared(config)
-            result = on_workers(
-                loop.train,
-                planned.task(),
-                workers=config.workers,
-                threads=config.threads,
-                gpu=gpu,
-                show=TrainingDisplay(),
-            )
+    with lease.hold(planned.config.output) as held:
+        check_output(planned)  # again: who held it may have begun another run
+        result = finished(planned) or _train(planned, held.token)
     for line in summarise(planned, result):
         say(line)
     return result
+
+
+def _train(planned: PlannedRun, token: str) -> dict[str, Any]:
+    config = planned.config
+    gpu = choose_device(config.device).type == "cuda"
+    with session.connect():
+        _require_shared(config)
+        return on_workers(
+            loop.train,
+            {**planned.task(), "lease": token},
+            workers=_workers(config),
+            threads=config.threads,
+            gpu=gpu,
+            show=TrainingDisplay(),
+            hang_seconds=config.hang_seconds,
+            stop_seconds=config.stop_seconds,
+        )
 
 
 def _require_shared(config: TrainConfig) -> None:
@@ -59,7 +66,8 @@ def describe(planned: PlannedRun) -> list[str]:
         f"{method} on {data.name}: {data.users:,} users, {data.items:,} items; "
         f"protocol {config.protocol}, {config.epochs} epochs of {config.batch_users} users a batch",
         f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, "
-        f"{config.workers} worker(s); seed {config.seed}",
+        f"{_in_words(config.worker_range)}; seed {config.seed}",
+        f"checkpoint {_cadence(config)}; a worker without an answer for {config.hang_seconds} s is started again",
     ]
     memory = memory_estimate(planned)
     parts = ", ".join(f"{name} {size:,.0f}" for name, size in memory.items())
@@ -69,6 +77,25 @@ def describe(planned: PlannedRun) -> list[str]:
     if planned.warning:
         lines.append(f"warning: {planned.warning}")
     return [*lines, f"writes to {config.output}"]
+
+
+def _workers(config: TrainConfig) -> int | tuple[int, int]:
+    """A number of workers, or the range to which Ray Train adapts them."""
+    fewest, most = config.worker_range
+    return fewest if fewest == most else (fewest, most)
+
+
+def _in_words(workers: tuple[int, int]) -> str:
+    fewest, most = workers
+    return f"{fewest} worker(s)" if fewest == most else f"{fewest} to {most} workers"
+
+
+def _cadence(config: TrainConfig) -> str:
+    """When checkpoints are written."""
+    steps, seconds = config.checkpoint.every_steps, config.checkpoint.every_seconds
+    parts = [f"every {steps} steps"] if steps else []
+    parts += [f"every {duration(seconds)} minutes" if seconds >= 60 else f"every {seconds:g} s"] if seconds else []
+    return ", ".join([*parts, "after each epoch"])
 
 
 def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:

@@ -1,127 +1,153 @@
-"""One function on N workers of Ray Train, used by training and evaluation: place, start, watch, collect."""
+"""One function on N workers of Ray Train, used by training and evaluation: place, start, watch, restart, collect."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import tempfile
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import ray
 import ray.train
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-from ray.train.v2.api.config import FailureConfig
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 
-from retilt import ranks
-from retilt.cluster.messages import Display, Messages, Update
+from retilt.cluster import stopping
+from retilt.cluster.display import Display
+from retilt.cluster.failures import Watch, cause
+from retilt.cluster.messages import Update, on_this_node, raise_failure
+from retilt.cluster.rank import GlooOrNccl, Work, run_rank
 from retilt.cluster.resources import place_workers
 from retilt.evaluation.report import code_version
-from retilt.training import parallel
-from retilt.types import InputError, Reporter, RetiltError, StorageError, TrainingError
+from retilt.types import Stopped, TrainingError
 
-START_ATTEMPTS = 3
-"""Ray retries a worker group that does not start; without a limit it would retry for ever."""
-
-
-class Work(Protocol):
-    """What each worker runs; returns the result (rank 0's counts)."""
-
-    def __call__(self, arguments: Mapping[str, Any], reporter: Reporter, /) -> dict[str, Any]: ...
-
-
-class RayReporter:
-    """A worker's view of Ray Train (types.Reporter)."""
-
-    def __init__(self, messages: Any) -> None:
-        self._messages = messages
-
-    def progress(self, update: Mapping[str, Any]) -> None:
-        """Send a line of progress to the driver; never waits."""
-        self._messages.push.remote(dict(update))
-
-    def report(self, metrics: Mapping[str, Any]) -> None:
-        """Tell Ray Train of an epoch; every rank waits for the others here."""
-        ray.train.report(dict(metrics))
+RESTARTS = 3
+"""Failures of the workers after which a run ends unless a checkpoint was written since the first of them."""
+START_ATTEMPTS = 10
+"""Ray retries workers that find no room; without a limit it would retry for ever."""
+POLL_SECONDS = 1.0
+"""Between two looks of Ray Train at its workers; its own 2 s are a tenth of a restart."""
+ROOM_SECONDS = 20
+"""How long a range of workers waits for the room that Ray thinks there is, before it counts anew. Ray's count is up to
+20 s old, so after the loss of a node it would wait its usual 60 s for what is gone."""
+RESIZE_SECONDS = 60.0
+"""How often a range of workers looks for room for more; each change costs the steps since the last checkpoint."""
 
 
-def _worker(loop_config: dict[str, Any]) -> None:
-    messages = loop_config["messages"]
-    if ray.get(messages.failure.remote()) is not None:
-        return  # Ray restarted the group after an error that a restart cannot mend
-    parallel.use_threads(loop_config["threads"])
-    try:
-        _require_code(loop_config["code"])
-        result = loop_config["work"](loop_config["arguments"], RayReporter(messages))
-    except RetiltError as problem:
-        ray.get(messages.fail.remote(problem.exit_code, str(problem)))
-        if not problem.on_all_ranks:
-            raise  # the other ranks wait in a collective; only an end of this process frees them
-        return
-    if ranks.rank() == 0:
-        ray.get(messages.finish.remote(result))
+class _Trainer(TorchTrainer):
+    """Ray's trainer without two things that it does beside training."""
 
+    def _create_default_callbacks(self) -> list[Any]:
+        """Without the cleaner of placement groups, which _fit does better.
 
-def _require_code(driver: dict[str, str]) -> None:
-    """Refuse a node whose image holds another version than the driver runs: half a run each is worth nothing."""
-    if (mine := code_version()) != driver:
-        raise InputError(
-            f"a worker runs other code ({mine}) than the driver ({driver}); give the cluster's image and the checkout "
-            "the same version, or submit with --runtime-env deploy/job-env.yaml"
-        )
+        The cleaner asks whichever Ray started last on the machine for the controller, and when that does not know it,
+        takes the workers' room from under them; until it is answered, it holds up the end of a run, by up to 12 s.
+        """
+        callbacks = super()._create_default_callbacks()
+        return [each for each in callbacks if not isinstance(each, PlacementGroupCleanerCallback)]
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C stays KeyboardInterrupt and exit 130; Ray makes it an exit 1 and leaves its handler behind."""
 
 
 def on_workers(
     work: Work,
     arguments: Mapping[str, Any],
     *,
-    workers: int,
+    workers: int | tuple[int, int],
     threads: int | None,
     gpu: bool,
     show: Callable[[Update], None],
+    hang_seconds: int = 300,
+    stop_seconds: int | None = None,
+    resize_seconds: float = RESIZE_SECONDS,
 ) -> dict[str, Any]:
-    """Run ``work`` on ``workers`` ranks of the connected cluster and return rank 0's result.
+    """Run ``work`` on ``workers`` ranks (or fewest to most) of the connected cluster and return rank 0's result.
 
-    Errors in a worker come back as what they are: InputError (exit 2), StorageError (3), TrainingError (4).
+    When a worker ends or does not answer for ``hang_seconds``, ``work`` starts again on all of them, as long as there
+    is progress (``reporter.progress({"committed": step})``). With ``stop_seconds`` SIGTERM asks for a last checkpoint
+    and leaves that long for it; without, there is nothing to write and ``session.connect`` ends at once.
+
+    Raises:
+        InputError, StorageError, TrainingError, Stopped: what a worker raised, as what it is.
+        TrainingError: the workers ended again and again without progress.
+        Stopped: SIGTERM, and too little time for a last checkpoint.
     """
     resources = place_workers(workers, threads, gpu)
-    messages = Messages.remote()  # type: ignore[attr-defined]
+    messages = on_this_node()
     logging.getLogger("ray.train").setLevel(logging.WARNING)
-    with tempfile.TemporaryDirectory(prefix="retilt-ray-train-") as folder:
+    task = {
+        "work": work, "arguments": dict(arguments), "threads": int(resources["CPU"]), "messages": messages,
+        "code": code_version(),
+    }  # fmt: skip
+    scaling = ScalingConfig(
+        num_workers=workers,
+        use_gpu=gpu,
+        resources_per_worker=resources,
+        elastic_resize_monitor_interval_s=resize_seconds,
+    )
+
+    def trainer(folder: str) -> TorchTrainer:
         # Ray keeps a snapshot of its own there. It is not used to resume (our manifests are) and its format changes
-        # between Ray versions, so it does not go into the run's folder.
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config={
-                "work": work, "arguments": dict(arguments), "threads": int(resources["CPU"]), "messages": messages,
-                "code": code_version(),
-            },
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu, resources_per_worker=resources),
+        # between Ray versions, so it does not go into the run's folder. Only the controller, on this node, reads it.
+        failures = FailureConfig(max_failures=RESTARTS, controller_failure_limit=START_ATTEMPTS)
+        return _Trainer(
+            run_rank,
+            train_loop_config=task,
+            torch_config=GlooOrNccl(timeout_s=hang_seconds),
+            scaling_config=scaling,
             run_config=RunConfig(
-                name="run", storage_path=folder, failure_config=FailureConfig(controller_failure_limit=START_ATTEMPTS)
+                name="run", storage_path=folder, failure_config=failures, callbacks=[Watch(messages)]
             ),
         )  # fmt: skip
-        with Display(messages, show):
-            try:
-                trainer.fit()
-            except ray.train.TrainingFailedError as problem:
-                _raise_failure(messages)
-                raise TrainingError(f"a worker ended: {_root(problem)}") from problem
-    _raise_failure(messages)
+
+    stop = stopping.Checkpointing(messages, stop_seconds, lambda line: show({"note": line})) if stop_seconds else None
+    with Display(messages, show), _ray_train(hang_seconds, workers), stop() if stop else contextlib.nullcontext():
+        _fit(trainer, messages, lambda: stop is not None and stop.asked)
     result = ray.get(messages.result.remote())
     if result is None:
         raise TrainingError("the workers ended without a result")
     return dict(result)
 
 
-def _raise_failure(messages: Any) -> None:
-    failure = ray.get(messages.failure.remote())
-    if failure is not None:
-        kinds: dict[int, type[RetiltError]] = {2: InputError, 3: StorageError}
-        raise kinds.get(failure[0], TrainingError)(failure[1])
+def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callable[[], bool]) -> None:
+    """Run Ray Train, which has a budget of restarts, and do it again as long as there is progress."""
+    while True:
+        before = ray.get(messages.committed.remote())
+        try:
+            with tempfile.TemporaryDirectory(prefix="retilt-ray-train-") as folder:
+                trainer(folder).fit()
+            break
+        except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as problem:
+            raise_failure(messages)
+            if stopped():
+                raise Stopped(
+                    "SIGTERM: the workers ended before a last checkpoint; the same command continues"
+                ) from problem
+            if ray.get(messages.committed.remote()) == before:
+                raise TrainingError(f"{cause(problem)}; {RESTARTS} restarts brought no new checkpoint") from problem
+            ray.get(messages.ended.remote(cause(problem)))
+            if room := ray.get(messages.room.remote()):
+                ray.util.remove_placement_group(room)  # what a controller that died leaves until the driver ends
+    raise_failure(messages)
 
 
-def _root(problem: BaseException) -> str:
-    """The last line of Ray's nested error, which names the cause."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[-1] if lines else type(problem).__name__
+@contextlib.contextmanager
+def _ray_train(hang_seconds: int, workers: int | tuple[int, int]) -> Iterator[None]:
+    """Ray Train's settings by environment, which it hands on to its controller and the workers."""
+    settings = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(hang_seconds),
+    }
+    if not isinstance(workers, int):
+        settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_SECONDS)
+    before = {name: os.environ.get(name) for name in settings}
+    os.environ.update(settings)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

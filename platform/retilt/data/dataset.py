@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -167,8 +167,7 @@ class Dataset:
         parts = []
         for part in self.manifest["vocabulary"]:
             place = storage.join(self.uri, part["path"])
-            with storage.reading(place), storage.open_input(place) as file:
-                parts.append(pq.read_table(file, page_checksum_verification=True, use_threads=False))
+            parts.append(storage.retried(partial(_read_table, place)))
         table = pa.concat_tables(parts)
         if not np.array_equal(table["index"].to_numpy(), np.arange(1, self.items + 1)):
             raise InputError(f"{storage.join(self.uri, 'vocabulary')}: the indices are not 1 … {self.items}")
@@ -201,15 +200,7 @@ class Dataset:
         """
         entry = self.manifest["shards"][shard]
         place = storage.join(self.uri, entry["path"])
-        expected = entry["row_groups"]
-        with storage.reading(place), storage.open_input(place) as file:
-            parquet = pq.ParquetFile(file, page_checksum_verification=True)
-            _check_schema(place, parquet.schema_arrow)
-            metadata = parquet.metadata
-            rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
-            if rows != expected:
-                raise InputError(f"{place}: row groups of {rows} users, but {artifact.MANIFEST} says {expected}")
-            table = parquet.read_row_group(row_group, columns=list(SEQUENCES), use_threads=False).combine_chunks()
+        table = storage.retried(partial(_read_row_group, place, row_group, entry["row_groups"]))
         self._check(f"{place}, row group {row_group}", table)
         return table
 
@@ -228,6 +219,22 @@ class Dataset:
             raise InputError(
                 f"{place}: item {wrong} is outside the vocabulary (1 … {self.items}); prepare the data set again"
             )
+
+
+def _read_table(place: str) -> Any:
+    with storage.reading(place), storage.open_input(place) as file:
+        return pq.read_table(file, page_checksum_verification=True, use_threads=False)
+
+
+def _read_row_group(place: str, row_group: int, expected: list[int]) -> Any:
+    with storage.reading(place), storage.open_input(place) as file:
+        parquet = pq.ParquetFile(file, page_checksum_verification=True)
+        _check_schema(place, parquet.schema_arrow)
+        metadata = parquet.metadata
+        rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
+        if rows != expected:
+            raise InputError(f"{place}: row groups of {rows} users, but {artifact.MANIFEST} says {expected}")
+        return parquet.read_row_group(row_group, columns=list(SEQUENCES), use_threads=False).combine_chunks()
 
 
 def _check_schema(place: str, found: Any) -> None:

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from retilt import ranks, storage
+import torch
+
+from retilt import lease, ranks, storage
 from retilt.config import TrainConfig, config_hash, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Cursor, Plan
@@ -80,7 +82,7 @@ class Run:
         )  # fmt: skip
         self.policy, self.dense = assemble(self.blueprint, self.dataset.active(), self.device)
         self.replicas = Replicas.of(self.policy, self.dense)
-        self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
+        self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps, self._fence)
         self.progress, self.notes = Progress(), list[str]()
         self._accepted, self._differed = -1, False
         state = self._resume()
@@ -132,6 +134,10 @@ class Run:
         checkpoint.load(place, self.policy, self.dense)
         return state
 
+    def _fence(self) -> None:
+        if token := self.task.get("lease"):  # none where the loop runs by itself
+            lease.require(self.config.output, token)
+
     def _note(self, *lines: str) -> None:
         self.notes += lines
         for line in lines if ranks.rank() == 0 else ():
@@ -157,6 +163,7 @@ class Run:
             for batch in batches:
                 self._step(batch.to(self.device), meter)
         record = {"epoch": progress.cursor.epoch + 1, **meter.whole(), "checkpoint_seconds": self.saver.waited}
+        record["storage_retries"] = float(ranks.sum_(torch.tensor(float(storage.retries()), device=self.device)))
         if self.config.protocol == "select":
             record |= self._validate()
         self._close_epoch(record)

@@ -11,6 +11,7 @@ from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, pl
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Plan, check_world
 from retilt.evaluation.lineage import check_lineage
+from retilt.lease import LEASE
 from retilt.models.catalog import stored_width
 from retilt.models.hstu import HSTU
 from retilt.training import checkpoint
@@ -119,7 +120,7 @@ def check_output(run: PlannedRun) -> None:
                 f"{output} holds another run ({_difference(found, run)}); choose another output, "
                 "or repeat the command that made it"
             )
-    elif storage.list_files(output):
+    elif {file.path for file in storage.list_files(output)} - {LEASE}:
         raise InputError(f"{output} is not empty and holds no run; choose another output")
 
 
@@ -127,7 +128,7 @@ def claim(task: Mapping[str, Any]) -> None:
     """Mark the output folder as this run's; rank 0 does so when every check has passed, before it writes the rest."""
     config = TrainConfig.model_validate(task["config"])
     storage.write_bytes(storage.join(config.output, "config.yaml"), dump_yaml(config).encode())
-    storage.write_json(storage.join(config.output, RUN), dict(task))
+    storage.write_json(storage.join(config.output, RUN), {name: task[name] for name in task if name != "lease"})
 
 
 def _difference(found: dict[str, Any], run: PlannedRun) -> str:

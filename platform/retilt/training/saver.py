@@ -27,8 +27,9 @@ from retilt.training import checkpoint
 class Saver:
     """One rank's part in writing the checkpoints of a run; at most one is under way."""
 
-    def __init__(self, every_seconds: float | None, every_steps: int | None) -> None:
-        self._every_seconds, self._every_steps = every_seconds, every_steps
+    def __init__(self, every_seconds: float | None, every_steps: int | None, fence: Callable[[], None]) -> None:
+        """``fence`` runs before each manifest and raises where this run may write no more."""
+        self._every_seconds, self._every_steps, self._fence = every_seconds, every_steps, fence
         self._snapshot = checkpoint.Snapshot()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retilt-checkpoint")
         self._writing: Future[list[artifact.FileEntry]] | None = None
@@ -84,6 +85,7 @@ class Saver:
                 self._committing = self._thread.submit(self._commit, entries)
 
     def _commit(self, entries: list[artifact.FileEntry]) -> None:
+        self._fence()
         checkpoint.commit(self._place, self._step, entries)
         self._after()
 

@@ -1,0 +1,113 @@
+"""jobs/pretrain.py as a user runs it, its processes killed by SIGKILL: the same bits as a run that nobody disturbs."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from tests.data import small_dataset
+from tests.faults import killing
+from tests.faults.processes import alive, tree, until
+from tests.faults.test_kill import MODEL, require_equal
+
+from retilt import lease, storage
+from retilt.config import TrainConfig, build
+from retilt.training.run import plan_run
+
+ROOT = Path(__file__).resolve().parents[2]
+EPOCHS = 80
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    users = small_dataset.sequences(60, 50, longest=30)
+    place = str(tmp_path_factory.mktemp("data"))
+    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
+
+
+class Job:
+    """The script in a process of its own, on a Ray of its own."""
+
+    def __init__(self, data: str, output: Path, log: Path, *more: str) -> None:
+        model = [f"model.{name}={value}" for name, value in MODEL.items()]
+        keys = [
+            f"dataset={data}", f"output={output}", "workers=2", "threads=1", "batch_users=12", f"epochs={EPOCHS}",
+            "table=row_wise", "checkpoint.every_steps=5", "log_every=1", *model, *more,
+        ]  # fmt: skip
+        variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.log = log
+        with log.open("w") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *keys],
+                env=variables, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+    def steps(self) -> list[int]:
+        return [int(step) for step in re.findall(r" step (\d+) ", self.log.read_text())]
+
+    def reach(self, step: int, after: int = 0) -> None:
+        """Wait until a line says that ``step`` was reached, not counting the first ``after`` lines."""
+
+        def reached() -> bool:
+            assert self.process.poll() is None, self.log.read_text()
+            return any(each >= step for each in self.steps()[after:])
+
+        until(reached, 120, f"step {step}")
+
+    def workers(self) -> list[int]:
+        found = []
+        for pid in tree(self.process.pid):
+            try:
+                if b"RayTrainWorker" in Path(f"/proc/{pid}/cmdline").read_bytes() and alive(pid):
+                    found.append(pid)
+            except OSError:
+                continue
+        return found
+
+    def end(self, seconds: float = 180) -> str:
+        assert self.process.wait(timeout=seconds) == 0, self.log.read_text()
+        return self.log.read_text()
+
+
+def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> None:
+    """Also: a second run on the output is refused meanwhile, and the killed driver's lease is taken over at once."""
+    output = tmp_path / "run"
+    job = Job(data, output, tmp_path / "first")
+    job.reach(30)
+    second = subprocess.run(job.process.args, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # type: ignore[call-overload]
+    assert second.returncode == 2
+    assert re.fullmatch(rf"error: {output}: another run \(process {job.process.pid} on .*\n", second.stderr)
+
+    before, workers = len(job.steps()), job.workers()
+    os.kill(workers[0], signal.SIGKILL)
+    killed = time.monotonic()
+    until(lambda: len(job.steps()) > before + 20, 60, "the workers go on")
+    print(f"a worker's death to the next step shown: {time.monotonic() - killed:.1f} s")
+
+    job.reach(150)
+    before = len(job.steps())
+    for pid in job.workers():
+        os.kill(pid, signal.SIGKILL)
+    job.reach(250, after=before)
+
+    workers = job.workers()
+    job.process.kill()
+    job.process.wait()
+    gone = until(lambda: not any(map(alive, workers)), 30, "no worker of the lost driver is left")
+    print(f"the driver's death to that of its workers: {gone:.1f} s")
+
+    text = Job(data, output, tmp_path / "again").end()
+    assert "continues at step " in text
+    assert not storage.exists(str(output / lease.LEASE))
+    values = {
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": EPOCHS, "batch_users": 12,
+        "table": "row_wise",
+    }  # fmt: skip
+    killing.run(plan_run(build(TrainConfig, values)).task(), [2], tmp_path / "log", [])
+    require_equal(output, tmp_path / "whole")
