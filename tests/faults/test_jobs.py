@@ -80,7 +80,7 @@ def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> Non
     output = tmp_path / "run"
     job = Job(data, output, tmp_path / "first")
     job.reach(30)
-    second = subprocess.run(job.process.args, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)  # type: ignore[call-overload]
+    second = subprocess.run(job.process.args, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 2
     assert re.fullmatch(rf"error: {output}: another run \(process {job.process.pid} on .*\n", second.stderr)
 

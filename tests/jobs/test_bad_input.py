@@ -27,10 +27,11 @@ from ray.core.generated import autoscaler_pb2
 from ray.experimental import internal_kv
 from tests.data import small_dataset
 
-from retilt import artifact, storage
+from retilt import artifact, lease, ranks
 from retilt.cluster import session
+from retilt.command_line import parse
 from retilt.config import TrainConfig, build
-from retilt.training import loop
+from retilt.training import checkpoint, loop
 from retilt.training.run import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -268,6 +269,14 @@ def negative(place: Path) -> None:
     rewrite(place, [[(item, reward - 3, time) for item, reward, time in events] for events in users])
 
 
+def escape(folder: Path, path: str) -> None:
+    """A checkpoint's manifest, right in itself, that names a file outside its folder."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][0]["path"] = path
+    manifest["manifest_sha256"] = artifact.fingerprint([manifest["step"], manifest["files"]])
+    put(folder / "manifest.json", json.dumps(manifest))
+
+
 def edit(place: Path, name: str, **values: Any) -> None:
     manifest = json.loads((place / name / "manifest.json").read_text())
     (place / name / "manifest.json").write_text(json.dumps({**manifest, **values}))
@@ -290,6 +299,44 @@ def files_in_the_run(place: Path) -> None:
 
 def file_for_a_run(place: Path) -> None:
     (place / "run").write_text("mine")
+
+
+def begun(place: Path, *more: str) -> Path:
+    """The only checkpoint of the first epoch of the run that the command continues."""
+    argv = ["dataset=data", "output=run", *TRAIN, *more]
+    ranks.single()
+    loop.train(plan_run(parse(TrainConfig, argv, prog="", description="").config).task(), Silent())
+    (newest,) = checkpoint.committed(str(place / "run"))
+    return Path(newest)
+
+
+def another_vocabulary(place: Path) -> None:
+    newest = begun(place)
+    state = json.loads((newest / "state.json").read_text())
+    put(newest / "state.json", json.dumps({**state, "vocabulary_sha256": "1" * 64}))
+    files = [path.name for path in newest.iterdir() if path.name != "manifest.json"]
+    checkpoint.commit(str(newest), state["step"], [artifact.file_entry(str(newest), name) for name in files])
+
+
+def another_configuration(place: Path) -> None:
+    newest = begun(place, "learning_rate=0.01")
+    (place / "run").rename(place / "other")
+    shutil.rmtree(begun(place))
+    shutil.copytree(place / "other" / "checkpoints" / newest.name, place / "run" / "checkpoints" / newest.name)
+
+
+def outside_its_folder(place: Path) -> None:
+    escape(begun(place), "../../run.json")
+
+
+def of_the_future(place: Path) -> None:
+    newest = begun(place)
+    edit(newest.parent, newest.name, format=99)
+
+
+def going_on(place: Path) -> None:
+    (place / "run").mkdir()
+    (place / "run" / "lease.json").write_bytes(lease.Lease(str(place / "run" / "lease.json")).data())
 
 
 def configuration(text: str) -> Callable[[Path], None]:
@@ -340,6 +387,12 @@ PRETRAIN: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "more threads than the cluster has": (nothing, ["threads=3"], "workers = 1 of 3 CPUs (threads) each"),
     "more workers than lanes": (nothing, ["workers=9"], "workers = 9, but the data set has 8 lanes"),
+    "a checkpoint of another configuration": (another_configuration, ["epochs=2"], "of another configuration or data"),
+    "a checkpoint of another vocabulary": (another_vocabulary, ["epochs=2"], "was trained with another vocabulary"),
+    "a checkpoint that leaves its folder": (outside_its_folder, ["epochs=2"], "'../../run.json' leaves the folder"),
+    "a checkpoint of the future": (of_the_future, ["epochs=2"], "format 99 is not one that this version reads"),
+    "an output in which a run is going on": (going_on, [], f"run: another run (process {os.getpid()} on "),
+    "no number of workers": (nothing, ["workers=[3,1]"], "workers: [3, 1]: a range is [fewest, most]"),
     "output of another run": (another_run, [], "run holds another run"),
     "output that another program keeps": (other_run_file, [], "run/run.json: does not describe a run"),
     "output of something else": (files_in_the_run, [], "run is not empty and holds no run"),
@@ -375,9 +428,7 @@ def other_vocabulary(place: Path) -> None:
 
 
 def escaping(place: Path) -> None:
-    manifest = json.loads((place / "policy" / "manifest.json").read_text())
-    manifest["files"][0]["path"] = "../../etc/passwd"
-    (place / "policy" / "manifest.json").write_text(json.dumps(manifest))
+    escape(place / "policy", "../../etc/passwd")
 
 
 POLICY: dict[str, tuple[Callable[[Path], None], str]] = {

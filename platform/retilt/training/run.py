@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ from retilt.models.catalog import stored_width
 from retilt.models.hstu import HSTU
 from retilt.training import checkpoint
 from retilt.training.fit import rewards_of
-from retilt.types import InputError
+from retilt.types import DamagedError, InputError
 
 RUN, RESULT = "run.json", "result.json"
 
@@ -120,8 +121,16 @@ def check_output(run: PlannedRun) -> None:
                 f"{output} holds another run ({_difference(found, run)}); choose another output, "
                 "or repeat the command that made it"
             )
+        _check_newest(run)
     elif {file.path for file in storage.list_files(output)} - {LEASE}:
         raise InputError(f"{output} is not empty and holds no run; choose another output")
+
+
+def _check_newest(run: PlannedRun) -> None:
+    """A checkpoint that is not this run's is refused before any worker starts; a damaged one is passed over later."""
+    for place in checkpoint.committed(run.config.output)[:1]:
+        with contextlib.suppress(DamagedError):
+            require_same_run(checkpoint.read_state(place), run.task(), run.dataset, place)
 
 
 def claim(task: Mapping[str, Any]) -> None:
