@@ -8,7 +8,7 @@ STAMP := $(VENV)/.setup-$(EXTRA)
 export RAY_AUTH_MODE ?= token
 export TORCH_INDEX
 
-.PHONY: help setup format check test demo docs clean
+.PHONY: help setup format check test soak demo docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -30,8 +30,12 @@ check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-test: $(STAMP)  ## all tests
+test: $(STAMP)  ## all tests but the soak
 	$(RUN) -m pytest -q --durations=12
+
+soak: $(STAMP)  ## faults at length: every kill point, hangs, lost nodes and drivers, then an hour's look for leaks
+	$(RUN) -m pytest -q -m "soak or not soak" --durations=12 -s tests/faults tests/training
+	$(RUN) tests/benchmarks/soak.py --minutes 60
 
 demo: $(STAMP)  ## ml-100k from the ratings to a better policy, under runs/demo/
 	$(RUN) jobs/prepare.py --config jobs/configs/demo/prepare.yaml

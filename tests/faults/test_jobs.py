@@ -14,7 +14,8 @@ import pytest
 from tests.data import small_dataset
 from tests.faults import killing
 from tests.faults.processes import alive, tree, until
-from tests.faults.test_kill import MODEL, require_equal
+from tests.faults.test_kill import MODEL, losses, require_equal
+from tests.faults.test_ray import Node, environment
 
 from retilt import lease, storage
 from retilt.config import TrainConfig, build
@@ -34,18 +35,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 class Job:
     """The script in a process of its own, on a Ray of its own."""
 
-    def __init__(self, data: str, output: Path, log: Path, *more: str) -> None:
+    def __init__(self, data: str, output: Path, log: Path, *more: str, variables: dict[str, str] | None = None) -> None:
         model = [f"model.{name}={value}" for name, value in MODEL.items()]
         keys = [
             f"dataset={data}", f"output={output}", "workers=2", "threads=1", "batch_users=12", f"epochs={EPOCHS}",
             "table=row_wise", "checkpoint.every_steps=5", "log_every=1", *model, *more,
         ]  # fmt: skip
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.log = log
         with log.open("w") as out:
             self.process = subprocess.Popen(
                 [sys.executable, str(ROOT / "jobs" / "pretrain.py"), *keys],
-                env=variables, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                env=variables or environment(), cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
             )  # fmt: skip
 
     def steps(self) -> list[int]:
@@ -111,3 +111,54 @@ def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> Non
     }  # fmt: skip
     killing.run(plan_run(build(TrainConfig, values)).task(), [2], tmp_path / "log", [])
     require_equal(output, tmp_path / "whole")
+
+
+@pytest.mark.soak
+def test_sigterm_and_the_same_command_again(data: str, tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    job = Job(data, output, tmp_path / "first", "checkpoint.every_steps=null", "epochs=20")
+    job.reach(33)
+    job.process.send_signal(signal.SIGTERM)
+    asked = time.monotonic()
+    assert job.process.wait(timeout=60) == 75, job.log.read_text()
+    print(f"SIGTERM to the end of the process: {time.monotonic() - asked:.1f} s")
+    text = job.log.read_text()
+    stopped = int(re.search(r"error: stopped at step (\d+), with a checkpoint", text)[1])  # type: ignore[index]
+    again = Job(data, output, tmp_path / "again", "checkpoint.every_steps=null", "epochs=20").end()
+    assert f"continues at step {stopped} (" in again
+    values = {
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": 20, "batch_users": 12,
+        "table": "row_wise",
+    }  # fmt: skip
+    killing.run(plan_run(build(TrainConfig, values)).task(), [2], tmp_path / "log", [])
+    require_equal(output, tmp_path / "whole")
+
+
+@pytest.mark.soak
+def test_a_range_of_workers_trains_the_same_steps(data: str, tmp_path: Path) -> None:
+    """A head and a node of one CPU each; the node is lost, another joins: the losses of one process, to 1e-5."""
+    variables = {**environment(), "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}
+    keys = ["workers=[1,3]", "dropout=0", "table_learning_rate=0.01", "storage.shared_filesystem=true", "epochs=400"]
+    nodes = [Node(tmp_path, variables, cpus=1)]
+    try:
+        nodes.append(Node(tmp_path, variables, cpus=1, head=nodes[0].address))
+        address = {**nodes[0].environment, "RAY_ADDRESS": nodes[0].address}
+        job = Job(data, tmp_path / "run", tmp_path / "out", *keys, variables=address)
+        job.reach(200)
+        nodes[1].kill()
+        before = len(job.steps())
+        until(lambda: len(job.steps()) > before + 50, 180, "goes on with one worker")
+        nodes.append(Node(tmp_path, variables, cpus=1, head=nodes[0].address))
+        text = job.end(600)
+    finally:
+        for node in reversed(nodes):
+            node.kill()
+    print(text)
+    assert "node is lost" in text
+    values = {
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": 400, "batch_users": 12,
+        "table": "row_wise", "dropout": 0.0, "table_learning_rate": 0.01, "log_every": 1,
+    }  # fmt: skip
+    killing.run(plan_run(build(TrainConfig, values)).task(), [1], tmp_path / "log", [])
+    found, wanted = losses(tmp_path / "run")[:400], losses(tmp_path / "whole")[:400]
+    assert found == pytest.approx(wanted, rel=1e-5)

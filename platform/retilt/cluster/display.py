@@ -66,7 +66,9 @@ def training_line(update: Update) -> str:
             f"{name.split('/')[1]} {value:.4f}" for name, value in update.items() if name.startswith("validation/")
         ]
         validation = f"  validation {', '.join(measured)}" if measured else ""
-        return f"{epoch} done in {duration(update['seconds'])}  {loss}  {pace}{validation}"
+        retries = update.get("storage_retries")
+        store = f"  the store failed and was tried again {retries:.0f} times so far" if retries else ""
+        return f"{epoch} done in {duration(update['seconds'])}  {loss}  {pace}{validation}{store}"
     return f"{epoch} step {update['step']}  {loss}  {pace}  {duration(update['seconds_left'])} left"
 
 

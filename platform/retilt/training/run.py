@@ -164,10 +164,11 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
 
 
 def memory_estimate(run: PlannedRun) -> dict[str, float]:
-    """About what one worker will hold, in MiB: ``table``, ``optimizer``, ``softmax``, ``activations``.
+    """About what one worker will hold of each part, in MiB.
 
     The softmax holds the rows it covers twice and their gradient once beside the table (``softmax``); activations
-    count the tensors that a batch of the longest histories keeps for its backward pass.
+    count the tensors that a batch of the longest histories keeps for its backward pass; a checkpoint is a copy of what
+    it holds of the table.
     """
     config, model = run.config, run.config.model
     assert model is not None
@@ -179,4 +180,5 @@ def memory_estimate(run: PlannedRun) -> dict[str, float]:
     inner = model.heads * model.head_width
     activations = positions * (4 * model.width + model.blocks * (4 * model.width + 14 * inner) + model.max_length) * 4
     parts = {"table": table, "optimizer": optimizer, "softmax": 3 * table, "activations": activations}
+    parts["checkpoint"] = table + optimizer
     return {name: size / 2**20 for name, size in parts.items()}
