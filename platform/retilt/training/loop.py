@@ -122,7 +122,8 @@ class Run:
                 continue
             self.progress = Progress.read(state["progress"])
             epoch, batch = self.progress.cursor.epoch + 1, self.progress.cursor.batch
-            self._note(f"continues at step {self.progress.step} (epoch {epoch}, batch {batch})")
+            where = f"step {self.progress.step} (epoch {epoch}, batch {batch})"
+            self._note(f"continues at {where} on {ranks.world()} worker(s)")
             return state
         if damaged:
             raise damaged
@@ -169,7 +170,7 @@ class Run:
         self._close_epoch(record)
 
     def _step(self, batch: Batch, meter: Meter) -> None:
-        """One step and what follows from it, in this order: a skip, a comparison, a checkpoint, an end."""
+        """One step and what follows from it: a skip, a line in the log, a comparison, a checkpoint, an end."""
         progress = self.progress
         signals = {
             "stop": self.reporter.stop_requested(),
@@ -197,6 +198,8 @@ class Run:
         progress.step += 1
         progress.cursor = Cursor(progress.cursor.epoch, progress.cursor.batch + 1)
         progress.seconds = meter.seconds
+        if progress.step % self.config.log_every == 0 and (recent := meter.recent()):
+            self._show({"step": progress.step, "epoch": progress.cursor.epoch + 1, **recent})
         if progress.step % self.config.numerics.compare_every == 0:
             self._compare()
         if result.raised["written"] == ranks.world():
@@ -205,8 +208,6 @@ class Run:
             self._stop()
         if result.raised["due"]:
             self._checkpoint()
-        if progress.step % self.config.log_every == 0 and (recent := meter.recent()):
-            self._show({"step": progress.step, "epoch": progress.cursor.epoch + 1, **recent})
 
     def _is_spike(self, loss: float) -> bool:
         accepted = self.progress.step == self._accepted
