@@ -67,7 +67,11 @@ def read_manifest(uri: str, kind: str, formats: Collection[int]) -> dict[str, An
     place = storage.join(uri, MANIFEST)
     if not storage.exists(place):
         raise InputError(f"{uri}: no {kind} here ({MANIFEST} is missing)")
-    value = storage.read_json(place)
+    return check_manifest(place, storage.read_json(place), kind, formats)
+
+
+def check_manifest(place: str, value: Any, kind: str, formats: Collection[int]) -> dict[str, Any]:
+    """The value of the manifest at ``place``, if it is one of that kind and format; see ``read_manifest``."""
     if not isinstance(value, dict) or value.get("kind") != kind:
         found = value.get("kind") if isinstance(value, dict) else None
         raise InputError(f"{place}: expected a {kind}, found {found!r}")
@@ -137,6 +141,24 @@ def _matches(place: str, sha256: str) -> bool:
     return storage.sha256(place) == sha256 or (not storage.is_local(place) and storage.sha256(place) == sha256)
 
 
+def read_verified(uri: str, manifest: Mapping[str, Any], path: str) -> bytes:
+    """The bytes of a listed file, which are those that the manifest vouches for.
+
+    Raises:
+        DamagedError: the file is absent or differs; names it.
+    """
+    (entry,) = [entry for entry in manifest["files"] if entry["path"] == path] or [None]
+    place = storage.join(uri, path)
+    if entry is None:
+        raise DamagedError(f"{place}: not listed in {MANIFEST}")
+    _require_size(place, storage.size(place) if storage.exists(place) else None, entry["bytes"])
+    for _ in range(1 if storage.is_local(uri) else 2):  # what a network damages comes right the second time
+        data = storage.read_bytes(place)
+        if hashlib.sha256(data).hexdigest() == entry["sha256"]:
+            return data
+    raise DamagedError(f"{place}: sha256 differs from {MANIFEST}; the file is damaged or was replaced")
+
+
 def save_tensors(uri: str, relative: str, tensors: Mapping[str, Tensor]) -> FileEntry:
     """Write named tensors as ``<uri>/<relative>`` (safetensors) and return the file's entry."""
     import safetensors.torch  # here, because processes that prepare data need no torch
@@ -147,7 +169,12 @@ def save_tensors(uri: str, relative: str, tensors: Mapping[str, Tensor]) -> File
 
 
 def load_tensors(uri: str) -> dict[str, Tensor]:
-    """Named tensors of a safetensors file, on the CPU.
+    """``parse_tensors`` of a file, unverified."""
+    return parse_tensors(uri, storage.read_bytes(uri))
+
+
+def parse_tensors(uri: str, data: bytes) -> dict[str, Tensor]:
+    """Named tensors in the bytes of the safetensors file ``uri``, on the CPU.
 
     Raises:
         DamagedError: not a whole safetensors file.
@@ -155,6 +182,6 @@ def load_tensors(uri: str) -> dict[str, Tensor]:
     import safetensors.torch
 
     try:
-        return dict(safetensors.torch.load(storage.read_bytes(uri)))
+        return dict(safetensors.torch.load(data))
     except safetensors.SafetensorError as problem:
         raise DamagedError(f"{uri}: not a whole safetensors file ({problem})") from problem

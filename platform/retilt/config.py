@@ -75,7 +75,7 @@ class Checkpoint(Settings):
     keep_best: int = free(1, ge=1)
     """Checkpoints kept beside them under `protocol=select`: those of the best epochs by `selection_metric`."""
     every_seconds: float | None = free(120.0, gt=0, allow_inf_nan=False)
-    """Seconds of training between two checkpoints, what a killed run repeats at most; null: none by time."""
+    """Seconds of training between two checkpoints, beside a validation all that a killed run repeats; null: none."""
     every_steps: int | None = free(None, ge=1)
     """Steps between two checkpoints; null: none by steps. One that is still being written is not overtaken."""
 
@@ -170,7 +170,7 @@ class TrainConfig(Settings):
     log_every: int = free(20, ge=1)
     """Steps between two lines of progress."""
     hang_seconds: int = free(300, ge=5)
-    """Seconds without an answer after which a worker counts as hung and all of them are started again."""
+    """Seconds without an answer after which a worker counts as hung; more than the 120 s for which a store is tried."""
     stop_seconds: int = free(60, ge=1)
     """Grace period between SIGTERM and SIGKILL, in which a last checkpoint is written (Kubernetes, ray job stop)."""
     checkpoint: Checkpoint = free(Checkpoint())

@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest.mock import patch
 
-Point = Literal["step", "stepped", "file", "filed", "delete"]
-"""Before and after a step; before and after a file appears under its name; before something is deleted."""
+Point = Literal["step", "stepped", "file", "filed", "published", "delete"]
+"""Before and after a step; before and after a file appears under its name; after one of a published policy, or the
+result, does; before a file or a folder is deleted (manifests are deleted before their folders)."""
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def _die() -> None:
 
 def _arm(kill: Kill, rank: int) -> None:
     """Wrap the points in the code under test; the wrapped code itself is unchanged."""
-    from retilt.training import checkpoint
+    from retilt import storage
 
     if kill.rank is not None and kill.rank != rank:
         return
-    passed, replace, delete = [0], os.replace, checkpoint.delete
+    passed, replace, delete = [0], os.replace, storage.delete
 
     def here(point: Point) -> None:
         if kill.point == point:
@@ -82,13 +83,15 @@ def _arm(kill: Kill, rank: int) -> None:
         here("file")
         replace(*arguments)
         here("filed")
+        if "/policy/" in str(arguments[1]) or str(arguments[1]).endswith("/result.json"):
+            here("published")
 
-    def deleted(place: str) -> None:
+    def deleted(uri: str) -> None:
         here("delete")
-        delete(place)
+        delete(uri)
 
     os.replace = replaced  # type: ignore[assignment]
-    checkpoint.delete = deleted
+    storage.delete = deleted
 
 
 def _work(
@@ -179,11 +182,15 @@ def run(task: dict[str, Any], worlds: Sequence[int], folder: Path, kills: Sequen
 
     ``worlds`` are the numbers of processes of the attempts, the last of them for all that follow.
     """
+    from retilt.config import TrainConfig
+    from retilt.training.run import check_output, plan_run
+
     attempts: list[Attempt] = []
     while not attempts or attempts[-1].killed:
         number = len(attempts)
         assert number <= len(kills), "an attempt that nobody killed has failed"
         kill = kills[number] if number < len(kills) else None
+        check_output(plan_run(TrainConfig.model_validate(task["config"])))  # as the same command again does it
         attempts.append(attempt(task, worlds[min(number, len(worlds) - 1)], folder / str(number), kill))
     return attempts
 

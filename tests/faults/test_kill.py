@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,29 @@ def whole(data: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
+TIMES = ("seconds", "positions_per_second", "seconds_left", "checkpoint_seconds", "storage_retries")
+
+
+def without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: without_times(each) for name, each in value.items() if name not in TIMES}
+    return [without_times(each) for each in value] if isinstance(value, list) else value
+
+
+def records(output: Path) -> Any:
+    """The log, without what no two runs share."""
+    return [without_times(json.loads(line)) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def state(output: Path) -> Any:
+    """Where the published policies stand, without what no two runs share."""
+    found = []
+    for name in ("last", "best"):
+        progress = without_times(checkpoint.read_state(str(output / "policy" / name))["progress"])
+        found.append({**progress, "best": [{**each, "checkpoint": ""} for each in progress["best"]]})
+    return found
+
+
 def random_kills(number: int) -> list[list[Kill]]:
     """Runs that are killed once to three times each, at points drawn anew; the same at every call."""
     chance = random.Random(3)
@@ -98,10 +122,12 @@ def random_kills(number: int) -> list[list[Kill]]:
     for _ in range(number):
         kills = []
         for _ in range(chance.choice((1, 1, 1, 2, 3))):
-            point = chance.choice(("step", "stepped", "file", "filed", "file", "filed", "delete"))
-            rank = None if point == "delete" else chance.choice((0, 0, 1, None))
+            point = chance.choice(("step", "stepped", "file", "filed", "file", "filed", "published", "delete"))
+            rank = None if point in ("delete", "published") else chance.choice((0, 0, 1, None))
             # So many does every process pass; a later attempt may begin behind the step, and is then left alone.
-            last = {"step": STEPS - 1, "stepped": STEPS - 1, "delete": 4}.get(point, 30 if rank == 0 else 10)
+            last = {"step": STEPS - 1, "stepped": STEPS - 1, "delete": 6, "published": 17}.get(
+                point, 10 if rank else 40
+            )
             kills.append(Kill(point, chance.randint(1, last), rank))  # type: ignore[arg-type]
         found.append(kills)
     return found
@@ -117,9 +143,11 @@ def test_a_killed_run_ends_with_the_same_bits(data: str, whole: Path, tmp_path: 
     assert attempts[0].killed
     require_equal(tmp_path / "run", whole)
     require_samples(data, each, attempts)
-    place = storage.join(str(tmp_path / "run"), "checkpoints")
+    assert records(tmp_path / "run") == records(whole)
+    assert state(tmp_path / "run") == state(whole)
     whole_ones = {storage.name(place) for place in checkpoint.committed(str(tmp_path / "run"))}
-    assert {file.path.split("/")[0] for file in storage.list_files(place)} == whole_ones
+    assert set(os.listdir(tmp_path / "run" / "checkpoints")) == whole_ones
+    assert [name for _, _, names in os.walk(tmp_path / "run") for name in names if name.startswith(".")] == []
     assert finished(plan_run(TrainConfig.model_validate(each["config"]))) is not None
 
 

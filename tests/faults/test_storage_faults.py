@@ -103,8 +103,7 @@ def test_faults_of_the_store_do_not_change_the_result(
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     records = [json.loads(line) for line in storage.read_bytes(f"{output}/metrics.jsonl").decode().splitlines()]
     counted = [record["storage_retries"] for record in records if "storage_retries" in record]
-    assert counted == sorted(counted)
-    assert counted[-1] > 0
+    assert sum(counted) > 0
 
 
 class Cutting:

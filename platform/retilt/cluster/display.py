@@ -67,7 +67,7 @@ def training_line(update: Update) -> str:
         ]
         validation = f"  validation {', '.join(measured)}" if measured else ""
         retries = update.get("storage_retries")
-        store = f"  the store failed and was tried again {retries:.0f} times so far" if retries else ""
+        store = f"  the store failed and was tried again {retries:.0f} times" if retries else ""
         return f"{epoch} done in {duration(update['seconds'])}  {loss}  {pace}{validation}{store}"
     return f"{epoch} step {update['step']}  {loss}  {pace}  {duration(update['seconds_left'])} left"
 

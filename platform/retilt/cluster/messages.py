@@ -16,13 +16,13 @@ Update = Mapping[str, Any]
 
 @ray.remote(num_cpus=0)
 class Messages:
-    """Holds what was sent until it is fetched; the first failure, the furthest checkpoint and the result stay."""
+    """Holds what was sent until it is fetched; the first failure, the number of checkpoints and the result stay."""
 
     def __init__(self) -> None:
         self._updates: deque[Update] = deque(maxlen=1000)
         self._failure: tuple[str, str] | None = None
         self._result: dict[str, Any] | None = None
-        self._committed: int | None = None
+        self._committed = 0
         self._stopping = False
         self._room: Any = None
 
@@ -30,7 +30,7 @@ class Messages:
         """Add an update; ``committed`` says that a checkpoint of that step stands."""
         self._updates.append(update)
         if "committed" in update:
-            self._committed = max(int(update["committed"]), self._committed or 0)
+            self._committed += 1
 
     def fetch(self) -> list[Update]:
         """Take all updates."""
@@ -59,8 +59,8 @@ class Messages:
         """Rank 0's result, None before the end."""
         return self._result
 
-    def committed(self) -> int | None:
-        """Step of the furthest checkpoint that was written since the job began."""
+    def committed(self) -> int:
+        """Number of checkpoints that were written since the job began."""
         return self._committed
 
     def hold(self, room: Any) -> None:

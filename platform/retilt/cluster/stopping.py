@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
@@ -116,10 +117,11 @@ class Checkpointing:
         threading.Thread(target=self._ask, name="stopping", daemon=True).start()
 
     def _ask(self) -> None:
+        end = time.monotonic() + self._grace - RELEASE
         self._show(f"SIGTERM: writing a last checkpoint (up to {self._grace - RELEASE} s)")
         with contextlib.suppress(ray.exceptions.RayError):  # then it is late below
             ray.get(self._messages.stop.remote(), timeout=RELEASE)
-        if not self._over.wait(self._grace - RELEASE):
+        if not self._over.wait(max(0.0, end - time.monotonic())):
             self._late = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 

@@ -8,6 +8,7 @@ from typing import Any
 from retilt import lease, storage
 from retilt.cluster import session
 from retilt.cluster.display import TrainingDisplay, duration, say
+from retilt.cluster.stopping import released_on_sigterm
 from retilt.cluster.workers import on_workers
 from retilt.config import TrainConfig, plain
 from retilt.training import loop
@@ -24,7 +25,7 @@ def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     if dry_run:
         return {}
     check_output(planned)
-    with lease.hold(planned.config.output) as held:
+    with released_on_sigterm(), lease.hold(planned.config.output) as held:
         check_output(planned)  # again: who held it may have begun another run
         result = finished(planned) or _train(planned, held.token)
     for line in summarise(planned, result):

@@ -30,33 +30,47 @@ class Guard:
     def agree(self, looked_up: Sequence[Tensor] = ()) -> bool:
         """Whether the network's gradients, and those ``looked_up``, are finite on all ranks. Collective."""
         gradients = [*looked_up, *(parameter.grad for parameter in self._network.parameters())]
-        self.finite_here = all(_finite(gradient) for gradient in gradients if gradient is not None)
-        device = looked_up[0].device if looked_up else next(self._network.parameters()).device
-        self.finite = float(ranks.sum_(torch.tensor(float(not self.finite_here), device=device))) == 0
+        bad = _not_finite([gradient for gradient in gradients if gradient is not None])
+        own = bad.clone()
+        self.finite = float(ranks.sum_(bad)) == 0
+        if looked_up:  # else DDP has summed them already, and a rank's own are not to be told
+            self.finite_here = float(own) == 0
         return self.finite
 
-    def watch(self, history_BTD: Tensor, rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-        """The same tensors, whose gradients pass through ``agree`` on their way to a sharded table."""
-        return _Watched.apply(history_BTD, rows_RD, self)  # type: ignore[no-any-return, no-untyped-call]
+    def watch(self, one: Tensor, other: Tensor, *, collective: bool) -> tuple[Tensor, Tensor]:
+        """The same tensors, whose gradients are looked at on their way back.
+
+        ``collective`` ones, a sharded table's lookup, pass through ``agree``; the network's outputs tell whether this
+        rank's part of the loss was it.
+        """
+        return _Watched.apply(one, other, self, collective)  # type: ignore[no-any-return, no-untyped-call]
+
+    def look(self, gradients: Sequence[Tensor]) -> None:
+        """Note whether these gradients of this rank are finite."""
+        self.finite_here = float(_not_finite(gradients)) == 0
 
 
-def _finite(gradient: Tensor) -> bool:
-    """Whether every number is finite, and its sum over the ranks will be; no copy of the tensor is made."""
-    if not gradient.numel():
-        return True
-    low, high = torch.aminmax(gradient)  # both are NaN where one number is
-    limit = torch.finfo(gradient.dtype).max / ranks.world()
-    return bool((low >= -limit) & (high <= limit))
+def _not_finite(gradients: Sequence[Tensor]) -> Tensor:
+    """1 if a number is not finite, or its sum over the ranks may not be, else 0; copies no tensor, waits for none."""
+    found = []
+    for gradient in gradients:
+        if gradient.numel():
+            low, high = torch.aminmax(gradient)  # both are NaN where one number is
+            limit = torch.finfo(gradient.dtype).max / ranks.world()
+            found.append(~((low >= -limit) & (high <= limit)))
+    return torch.stack(found).any().float() if found else torch.zeros((), device=gradients[0].device)
 
 
 class _Watched(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, history_BTD: Tensor, rows_RD: Tensor, guard: Guard) -> tuple[Tensor, Tensor]:
-        ctx.guard = guard
-        return history_BTD.view_as(history_BTD), rows_RD.view_as(rows_RD)
+    def forward(ctx: Any, one: Tensor, other: Tensor, guard: Guard, collective: bool) -> tuple[Tensor, Tensor]:
+        ctx.guard, ctx.collective = guard, collective
+        return one.view_as(one), other.view_as(other)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.guard.agree(grads):
-            return (*grads, None)
-        return (*(torch.zeros_like(grad) for grad in grads), None)
+        if not ctx.collective:
+            ctx.guard.look(grads)
+        elif not ctx.guard.agree(grads):
+            grads = tuple(torch.zeros_like(grad) for grad in grads)
+        return (*grads, None, None)

@@ -76,9 +76,11 @@ class CataloguePolicy:
         item_BT = batch.item_BT[:, :-1]
         found = self.table.lookup(item_BT) if isinstance(self.table, ShardedTable) else None
         if self._wide is None:
-            found = self.guard.watch(*found) if found is not None else None
+            found = None if found is None else self.guard.watch(*found, collective=True)
             key_BT = dropout.keys(batch.example_B, item_BT.shape[1], self.seed, self.step)
             hidden_BTD, rows_RD = self.wrapped(item_BT, batch.time_BT, key_BT, found)
+            if found is None:
+                hidden_BTD, rows_RD = self.guard.watch(hidden_BTD, rows_RD, collective=False)
         else:
             hidden_BTD, rows_RD = self._evaluate(self._wide, item_BT, batch.time_BT, found)
         index_P = batch.supervised_BT[:, 1:].reshape(-1).nonzero().squeeze(1)

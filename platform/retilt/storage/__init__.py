@@ -21,7 +21,7 @@ from retilt.storage.files import (
     write_bytes,
     write_json,
 )
-from retilt.storage.listing import FileInfo, expand, list_files
+from retilt.storage.listing import FileInfo, expand, list_files, list_leftovers
 from retilt.storage.paths import absolute, is_local, join, name, parent, scheme
 from retilt.storage.patience import retried, retries, within
 from retilt.storage.stores import reading, resolve
@@ -39,6 +39,7 @@ __all__ = [
     "is_local",
     "join",
     "list_files",
+    "list_leftovers",
     "name",
     "open_input",
     "open_output",

@@ -220,11 +220,14 @@ def write_json(uri: str, value: Any) -> None:
     write_bytes(uri, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
 
 
-def copy(source: str, destination: str) -> None:
-    """Copy one file, streaming, between any two stores."""
+def copy(source: str, destination: str) -> str:
+    """Copy one file, streaming, between any two stores; returns the sha256 of what was copied."""
+    digest = hashlib.sha256()
     with open_output(destination) as out:
-        for block in _blocks(source, CHUNK):
+        for block in _blocks(source, LARGE):
+            digest.update(block)
             out.write(block)
+    return digest.hexdigest()
 
 
 def delete(uri: str) -> None:

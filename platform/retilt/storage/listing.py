@@ -26,7 +26,7 @@ class FileInfo:
     size: int
 
 
-def _walk(uri: str, recursive: bool) -> list[FileInfo]:
+def _walk(uri: str, recursive: bool, temporary: bool = False) -> list[FileInfo]:
     def found() -> tuple[str, list[Any]]:
         filesystem, path = resolve(uri)
         with reading(uri):
@@ -35,7 +35,9 @@ def _walk(uri: str, recursive: bool) -> list[FileInfo]:
             return path, filesystem.get_file_info(pafs.FileSelector(path, recursive=recursive))
 
     path, infos = retried(found)
-    files = [info for info in infos if info.type == pafs.FileType.File and not _TEMPORARY.search(info.path)]
+    files = [
+        info for info in infos if info.type == pafs.FileType.File and bool(_TEMPORARY.search(info.path)) == temporary
+    ]
     start = len(path.strip("/"))
     relative = [FileInfo(info.path.strip("/")[start:].lstrip("/"), int(info.size)) for info in files]
     return sorted(relative, key=lambda file: file.path)
@@ -44,6 +46,11 @@ def _walk(uri: str, recursive: bool) -> list[FileInfo]:
 def list_files(uri: str) -> list[FileInfo]:
     """Every file below a folder, sorted by path; empty where there is no such folder."""
     return _walk(uri, recursive=True)
+
+
+def list_leftovers(uri: str) -> list[FileInfo]:
+    """Temporary files below a folder, which killed processes leave behind; ``list_files`` does not show them."""
+    return _walk(uri, recursive=True, temporary=True)
 
 
 def expand(source: str) -> list[str]:

@@ -9,6 +9,7 @@ Who writes them, and when, is saver.py's subject.
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from retilt import artifact, ranks, storage
+from retilt.lease import LEASE
 from retilt.models.policy import CataloguePolicy
 from retilt.types import DamagedError, InputError
 
@@ -101,15 +103,17 @@ def _manifest(uri: str) -> dict[str, Any]:
         InputError: no checkpoint, or one of another format; DamagedError: its manifest has changed.
     """
     place = storage.join(uri, artifact.MANIFEST)
-    if storage.exists(place):
-        try:
-            found = storage.read_json(place)
-        except InputError as problem:
-            raise DamagedError(str(problem)) from problem
-        ours = isinstance(found, dict) and (found.get("kind"), found.get("format")) == (KIND, FORMAT)
-        if ours and found.get(CHECKSUM) != _checksum(found.get("step"), found.get("files")):
-            raise DamagedError(f"{place}: does not agree with its own {CHECKSUM}; the file is damaged or was changed")
-    return artifact.read_manifest(uri, KIND, [FORMAT])
+    if not storage.exists(place):
+        raise InputError(f"{uri}: no {KIND} here ({artifact.MANIFEST} is missing)")
+    data = storage.read_bytes(place)
+    try:
+        found = json.loads(data.decode())
+    except ValueError as problem:
+        raise DamagedError(f"{place}: not valid JSON ({problem})") from problem
+    ours = isinstance(found, dict) and (found.get("kind"), found.get("format")) == (KIND, FORMAT)
+    if ours and found.get(CHECKSUM) != _checksum(found.get("step"), found.get("files")):
+        raise DamagedError(f"{place}: does not agree with its own {CHECKSUM}; the file is damaged or was changed")
+    return artifact.check_manifest(place, found, KIND, [FORMAT])
 
 
 def _dense_parameters(policy: CataloguePolicy) -> dict[str, Tensor]:
@@ -143,8 +147,11 @@ def find(uri: str) -> str:
 def read_state(uri: str) -> dict[str, Any]:
     """``state.json`` of a checkpoint, verified."""
     manifest = _manifest(uri)
-    artifact.verify(uri, manifest, [STATE])
-    state = storage.read_json(storage.join(uri, STATE))
+    place = storage.join(uri, STATE)
+    try:
+        state = json.loads(artifact.read_verified(uri, manifest, STATE))
+    except ValueError as problem:
+        raise DamagedError(f"{place}: not valid JSON ({problem})") from problem
     assert isinstance(state, dict)
     return state
 
@@ -179,8 +186,7 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
 
 
 def _verified(uri: str, manifest: Mapping[str, Any], path: str) -> dict[str, Tensor]:
-    artifact.verify(uri, manifest, [path])
-    return artifact.load_tensors(storage.join(uri, path))
+    return artifact.parse_tensors(storage.join(uri, path), artifact.read_verified(uri, manifest, path))
 
 
 @torch.no_grad()
@@ -224,18 +230,22 @@ def committed(output: str) -> list[str]:
     return [place for place in places if storage.exists(storage.join(place, artifact.MANIFEST))]
 
 
-def prune(output: str, keep: int, best: Collection[str], before: int | None = None) -> None:
+def prune(output: str, keep: int, best: Collection[str]) -> None:
     """Delete all but the newest ``keep`` checkpoints and the ``best`` (names of folders).
 
-    Folders without manifest, which interrupted attempts left behind, go too: all of them, or with ``before`` those of
-    earlier steps (a later one is being written now).
+    Folders without manifest, which interrupted attempts left behind, go too, so none may be in the making.
     """
     whole = [storage.name(place) for place in committed(output)]
-    kept = {*whole[:keep], *best}
     for folder in _folders(output):
-        left_behind = folder not in whole and (before is None or _step(folder) < before)
-        if left_behind or (folder in whole and folder not in kept):
+        if folder not in {*whole[:keep], *(name for name in best if name in whole)}:
             delete(storage.join(output, "checkpoints", folder))
+
+
+def tidy(output: str) -> None:
+    """Delete the temporary files that killed processes left beside the files of a run."""
+    for file in storage.list_leftovers(output):
+        if not file.path.startswith(f".{LEASE}"):  # it is being renewed
+            storage.delete(storage.join(output, file.path))
 
 
 def delete(place: str) -> None:
@@ -247,7 +257,8 @@ def delete(place: str) -> None:
 
 def _folders(output: str) -> list[str]:
     """Names of the checkpoints' folders, highest step first."""
-    files = storage.list_files(storage.join(output, "checkpoints"))
+    place = storage.join(output, "checkpoints")
+    files = [*storage.list_files(place), *storage.list_leftovers(place)]
     names = {name for file in files if _FOLDER.fullmatch(name := file.path.split("/")[0])}
     return sorted(names, key=lambda name: (_step(name), name), reverse=True)
 
@@ -259,9 +270,15 @@ def _step(folder: str) -> int:
 
 
 def publish(source: str, destination: str) -> None:
-    """Copy a checkpoint to ``policy/best`` or ``policy/last``, manifest last; an earlier one there goes first."""
+    """Copy a checkpoint to ``policy/best`` or ``policy/last``, manifest last; an earlier one there goes first.
+
+    Raises:
+        DamagedError: a file of the checkpoint is not what its manifest says; nothing is published then.
+    """
     manifest = _manifest(source)
     delete(destination)
     for entry in manifest["files"]:
-        storage.copy(storage.join(source, entry["path"]), storage.join(destination, entry["path"]))
+        place = storage.join(source, entry["path"])
+        if storage.copy(place, storage.join(destination, entry["path"])) != entry["sha256"]:
+            raise DamagedError(f"{place}: sha256 differs from {artifact.MANIFEST}; the file is damaged")
     storage.copy(storage.join(source, artifact.MANIFEST), storage.join(destination, artifact.MANIFEST))

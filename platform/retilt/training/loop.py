@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict
+from typing import Any, TypeVar
 
 import torch
 
@@ -28,38 +28,15 @@ from retilt.training.fit import fit_statistics
 from retilt.training.log import MetricsLog
 from retilt.training.meter import Meter
 from retilt.training.numerics import WINDOW, Jump, Replicas, is_spike, shards_of
+from retilt.training.progress import Progress
 from retilt.training.run import claim, require_same_run
-from retilt.training.saver import Saver
+from retilt.training.saver import Draft, Saver
 from retilt.training.step import StepResult, take_step
-from retilt.types import Batch, DamagedError, Reporter, Statistics, Stopped, TrainingError
+from retilt.types import Batch, DamagedError, Reporter, RetiltError, Statistics, Stopped, TrainingError
 
-
-@dataclass
-class Progress:
-    """Where a run stands; with the parameters all that it needs to go on as if it had never stopped."""
-
-    step: int = 0
-    cursor: Cursor = field(default_factory=lambda: Cursor(0, 0))
-    best: list[dict[str, Any]] = field(default_factory=list)
-    """Epoch, value and checkpoint of the best epochs so far, the best first, under ``select``."""
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    """One record a finished epoch."""
-    sums: dict[str, float] = field(default_factory=dict)
-    """Of the epoch under way (meter.py)."""
-    seconds: float = 0.0
-    """That the epoch under way has taken."""
-    skipped: int = 0
-    """Steps that were not taken because a loss or a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    losses: list[float] = field(default_factory=list)
-    """The last ones, by which a spike is known."""
-    returns: int = 0
-    """Times that the run went back to a checkpoint of its own accord."""
-
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Progress:
-        """From ``asdict``'s form."""
-        return cls(**{**values, "cursor": Cursor(**values["cursor"])})
+E = TypeVar("E", bound=RetiltError)
+NOTES = 20
+"""Notes that a result keeps, the last ones."""
 
 
 class Run:
@@ -71,7 +48,6 @@ class Run:
         self.config, self.task, self.reporter = config, task, reporter
         self.device = parallel.choose_device(config.device)
         self.dataset = Dataset.open(config.dataset)
-        together(lambda: self.dataset.verify_share(ranks.rank(), ranks.world()))
         assert config.model is not None
         self.model = config.model
         self.plan = Plan.of(self.dataset, config.batch_users, config.seed)
@@ -82,17 +58,32 @@ class Run:
         )  # fmt: skip
         self.policy, self.dense = assemble(self.blueprint, self.dataset.active(), self.device)
         self.replicas = Replicas.of(self.policy, self.dense)
-        self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps, self._fence)
+        self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
         self.progress, self.notes = Progress(), list[str]()
-        self._accepted, self._differed = -1, False
+        self._risen: int | None = None
+        self._differed = False
         state = self._resume()
+        if state is None:
+            # Pages are checked whenever they are read; whole files once, not at each restart of a night.
+            together(lambda: self.dataset.verify_share(ranks.rank(), ranks.world()))
         self.statistics, self.weights = self._fitted(state)
         if state is None:
             self._begin()
-        if ranks.rank() == 0:
-            claim(task)
-            checkpoint.prune(config.output, config.checkpoint.keep, self._best())
-        self.log = MetricsLog(config.output, self.progress.step)
+        self.log = together(self._claim)
+
+    def _claim(self) -> MetricsLog | None:
+        """On rank 0: make the output this run's, delete what killed attempts left there, and open the log."""
+        if ranks.rank() != 0:
+            return None
+        self._fence()
+        claim(self.task)
+        self._prune(self._best())
+        checkpoint.tidy(self.config.output)
+        return MetricsLog(self.config.output, self.progress.step)
+
+    def _prune(self, best: list[str]) -> None:
+        self._fence()
+        checkpoint.prune(self.config.output, self.config.checkpoint.keep, best)
 
     def _fitted(self, state: Mapping[str, Any] | None) -> tuple[Statistics, dict[str, Any]]:
         """What was fitted to the training events; a resumed run keeps the very numbers that it began with."""
@@ -109,25 +100,34 @@ class Run:
     def _resume(self) -> dict[str, Any] | None:
         """Continue from the newest whole checkpoint of this run and return its state, if there is one. Collective.
 
+        Damaged ones that are passed over are deleted: else they would count as the newest, and a whole one make room.
+
         Raises:
             InputError: a checkpoint of another run; DamagedError: there are checkpoints, and none is whole.
         """
-        damaged: DamagedError | None = None
+        damaged: dict[str, DamagedError] = {}
         for place in ranks.broadcast_object(together(lambda: checkpoint.committed(self.config.output))):
             try:
                 state = together(functools.partial(self._load, place))
             except DamagedError as problem:
-                damaged = problem
+                damaged[place] = problem
                 self._note(f"{problem}: continues from the checkpoint before it")
                 continue
-            self.progress = Progress.read(state["progress"])
+            self.progress, self.saver.newest = Progress.read(state["progress"]), place
+            together(lambda: self._delete(list(damaged)))
             epoch, batch = self.progress.cursor.epoch + 1, self.progress.cursor.batch
             where = f"step {self.progress.step} (epoch {epoch}, batch {batch})"
             self._note(f"continues at {where} on {ranks.world()} worker(s)")
             return state
         if damaged:
-            raise damaged
+            raise _on_all_ranks(next(iter(damaged.values())))
         return None
+
+    def _delete(self, places: list[str]) -> None:
+        if ranks.rank() == 0 and places:
+            self._fence()
+            for place in places:
+                checkpoint.delete(place)
 
     def _load(self, place: str) -> dict[str, Any]:
         state = checkpoint.read_state(place)
@@ -136,40 +136,48 @@ class Run:
         return state
 
     def _fence(self) -> None:
+        """Raise where another run has taken this one's output over."""
         if token := self.task.get("lease"):  # none where the loop runs by itself
             lease.require(self.config.output, token)
 
     def _note(self, *lines: str) -> None:
-        self.notes += lines
+        self.notes = [*self.notes, *lines][-NOTES:]
         for line in lines if ranks.rank() == 0 else ():
             self.reporter.progress({"note": line})
 
     def train(self) -> dict[str, Any]:
         """Run to the last epoch and publish the policy; returns the run's result on every rank."""
-        while self.progress.cursor.epoch < self.config.epochs:
-            try:
-                self._epoch()
-            except Jump as jump:
-                self._go_back(jump)
-        return self._finish()
+        try:
+            while self.progress.cursor.epoch < self.config.epochs:
+                try:
+                    self._epoch()
+                except Jump as jump:
+                    self._go_back(jump)
+            return self._finish()
+        finally:
+            self.saver.close()
+            if self.log is not None:
+                self.log.close()
 
     def _epoch(self) -> None:
-        progress = self.progress
-        meter = Meter(self.plan, self.config.epochs, progress.cursor, progress.sums, progress.seconds)
+        progress, waited, retries = self.progress, self.saver.waited, storage.retries()
+        last = self.plan.batches(progress.cursor.epoch)
+        meter = Meter(self.plan, self.config.epochs, progress)
         batches = train_batches(
             self.dataset, self.plan, progress.cursor, self.config.protocol, self.model.max_length,
             ranks.rank(), ranks.world(),
         )  # fmt: skip
         with contextlib.closing(batches):
             for batch in batches:
-                self._step(batch.to(self.device), meter)
-        record = {"epoch": progress.cursor.epoch + 1, **meter.whole(), "checkpoint_seconds": self.saver.waited}
-        record["storage_retries"] = float(ranks.sum_(torch.tensor(float(storage.retries()), device=self.device)))
+                self._step(batch.to(self.device), meter, last)
+        retried = torch.tensor(float(storage.retries() - retries), device=self.device)
+        record = {"epoch": progress.cursor.epoch + 1, **meter.whole()}
+        record |= {"checkpoint_seconds": self.saver.waited - waited, "storage_retries": float(ranks.sum_(retried))}
         if self.config.protocol == "select":
             record |= self._validate()
         self._close_epoch(record)
 
-    def _step(self, batch: Batch, meter: Meter) -> None:
+    def _step(self, batch: Batch, meter: Meter, last: int) -> None:
         """One step and what follows from it: a skip, a line in the log, a comparison, a checkpoint, an end."""
         progress = self.progress
         signals = {
@@ -206,12 +214,11 @@ class Run:
             self.saver.commit()
         if result.raised["stop"]:
             self._stop()
-        if result.raised["due"]:
+        if result.raised["due"] and progress.cursor.batch < last:  # the epoch's own comes after its validation
             self._checkpoint()
 
     def _is_spike(self, loss: float) -> bool:
-        accepted = self.progress.step == self._accepted
-        return not accepted and is_spike(loss, self.progress.losses, self.config.numerics.spike)
+        return self._risen is None and is_spike(loss, self.progress.losses, self.config.numerics.spike)
 
     def _skip(self, result: StepResult, batch: Batch) -> None:
         """Count a step that no rank has taken; end the run after too many in a row."""
@@ -219,8 +226,10 @@ class Run:
         progress.skipped += 1
         progress.skipped_in_a_row += 1
         what = f"the {result.outcome} is not finite at step {progress.step}"
-        found = ranks.gather_object(shards_of(self.dataset, batch.example_B) if result.culprit else [])
-        where = f"its examples are from {', '.join(sorted({shard for part in found for shard in part}))}"
+        found = ranks.gather_object((result.culprit, shards_of(self.dataset, batch.example_B)))
+        # Where the backbone itself has made it, the ranks share the gradient and nobody's part of the loss was it.
+        blamed = [shards for culprit, shards in found if culprit] or [shards for _, shards in found]
+        where = f"its examples are from {', '.join(sorted({shard for shards in blamed for shard in shards}))}"
         if progress.skipped_in_a_row > self.config.numerics.max_skipped:
             raise _on_all_ranks(
                 TrainingError(
@@ -235,25 +244,30 @@ class Run:
             raise Jump(f"{difference} at step {self.progress.step}: a bit may have flipped in memory", spike=False)
 
     def _go_back(self, jump: Jump) -> None:
-        """Return to the last checkpoint. A loss that jumps again at the same step is accepted: the data are so."""
+        """Return to the last checkpoint.
+
+        After that losses may jump until a checkpoint of a later step is begun: the second time it is the data's doing,
+        and a run must not return to the same place again and again.
+        """
         self.saver.finish()
-        step, returns = self.progress.step, self.progress.returns
+        returns = self.progress.returns
         if jump.spike:
-            self._accepted = step
+            self._risen = self.progress.step
         elif self._differed:
             raise _on_all_ranks(TrainingError(f"{jump}, for the second time; a machine of the workers may be faulty"))
         self._differed |= not jump.spike
         self._note(f"{jump}: back to the last checkpoint")
         if self._resume() is not None:
             self.progress.returns = returns + 1
-            self.log.rewind(self.progress.step)
+            if self.log is not None:
+                self.log.rewind(self.progress.step)
         elif jump.spike:
             self._note("there is none yet: the step is taken")
         else:
             raise _on_all_ranks(TrainingError(f"{jump}, and there is no checkpoint yet; run the same command again"))
 
     def _show(self, record: Mapping[str, Any]) -> None:
-        if ranks.rank() == 0:
+        if self.log is not None:
             self.log.add(record)
             self.reporter.progress({**record, "epochs": self.config.epochs})
 
@@ -279,14 +293,14 @@ class Run:
         progress = self.progress
         progress.cursor = Cursor(progress.cursor.epoch + 1, 0)
         progress.epochs.append(record)
-        progress.sums, progress.seconds = {}, 0.0
+        progress.sums, progress.recent, progress.seconds = {}, {}, 0.0
         place = checkpoint.new_place(self.config.output, progress.step)
         value = record.get(f"validation/{self.config.selection_metric}")
         if value is not None:
             mine = {"epoch": record["epoch"], "value": value, "checkpoint": storage.name(place)}
             best = sorted([*progress.best, mine], key=lambda each: (-each["value"], each["epoch"]))
             progress.best = best[: self.config.checkpoint.keep_best]
-        if ranks.rank() == 0:
+        if self.log is not None:
             self.log.add({"step": progress.step, **record})
             self.reporter.progress({"step": progress.step, **record, "epochs": self.config.epochs, "epoch_done": True})
         self._checkpoint(place)
@@ -296,14 +310,21 @@ class Run:
         """Begin to write a checkpoint of the run as it stands, after a look at whether the replicas still agree."""
         self._compare()
         place = place or checkpoint.new_place(self.config.output, self.progress.step)
-        step, records, best = self.progress.step, len(self.log.records), self._best()
+        step, log, best = self.progress.step, self.log, self._best()
+        records = 0 if log is None else len(log)
+
+        def before() -> None:
+            self._fence()
+            if log is not None:
+                log.flush(records)  # lines of later steps than the newest checkpoint's are dropped on resume
 
         def after() -> None:
-            self.log.flush(records)
-            checkpoint.prune(self.config.output, self.config.checkpoint.keep, best, before=step)
+            self._prune(best)
             self.reporter.progress({"committed": step})
 
-        self.saver.begin(place, self.policy, self.dense, self._state(), after)
+        self.saver.begin(Draft(place, step, before, after), self.policy, self.dense, self._state())
+        if self._risen is not None and step > self._risen:
+            self._risen = None
 
     def _best(self) -> list[str]:
         return [each["checkpoint"] for each in self.progress.best]
@@ -346,19 +367,23 @@ class Run:
             "returns": progress.returns,
             "notes": self.notes,
         }
-        together(lambda: self._publish(result) if ranks.rank() == 0 else None)
+        self.saver.run(lambda: self._publish(result))
         return result
 
     def _publish(self, result: Mapping[str, Any]) -> None:
         output = self.config.output
-        checkpoint.publish(checkpoint.committed(output)[0], storage.join(output, "policy", "last"))
+        sources = {"last": self.saver.newest}
         if result["best"]:
-            source = storage.join(output, "checkpoints", result["best"]["checkpoint"])
-            checkpoint.publish(source, storage.join(output, "policy", "best"))
+            sources["best"] = storage.join(output, "checkpoints", result["best"]["checkpoint"])
+        for name, source in sources.items():
+            assert source is not None
+            self._fence()
+            checkpoint.publish(source, storage.join(output, "policy", name))
+        self._fence()
         storage.write_json(storage.join(output, "result.json"), result)
 
 
-def _on_all_ranks(problem: TrainingError | Stopped) -> TrainingError | Stopped:
+def _on_all_ranks(problem: E) -> E:
     problem.on_all_ranks = True
     return problem
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 
-from retilt.data.plan import Cursor, Plan
+from retilt.data.plan import Plan
+from retilt.training.progress import Progress
 
 
 class Meter:
     """Sums of an epoch and since the last line of progress."""
 
-    def __init__(self, plan: Plan, epochs: int, cursor: Cursor, sums: dict[str, float], seconds: float) -> None:
-        """Go on from ``sums``, which are updated in place, and the ``seconds`` that they took."""
-        self._epoch, self._recent = sums, dict[str, float]()
+    def __init__(self, plan: Plan, epochs: int, progress: Progress) -> None:
+        """Go on from the sums in ``progress``, which are updated in place, and the seconds that they took."""
+        self._epoch, self._recent, cursor, seconds = progress.sums, progress.recent, progress.cursor, progress.seconds
         self._resumed, self._began = time.perf_counter(), time.perf_counter() - seconds
         self._recent_began, self._batches = self._resumed, 0
         self._left = plan.batches(cursor.epoch) * (epochs - cursor.epoch) - cursor.batch  # epochs differ by little
@@ -39,7 +40,8 @@ class Meter:
         if not self._recent:
             return None
         means, rate = _means(self._recent), _rate(self._recent, self._recent_began)
-        self._recent, self._recent_began = {}, time.perf_counter()
+        self._recent.clear()
+        self._recent_began = time.perf_counter()
         pace = (time.perf_counter() - self._resumed) / self._batches
         left = (self._left - self._batches) * pace
         return {**means, "positions_per_second": rate, "seconds_left": left}

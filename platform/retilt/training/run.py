@@ -130,14 +130,23 @@ def _check_newest(run: PlannedRun) -> None:
     """A checkpoint that is not this run's is refused before any worker starts; a damaged one is passed over later."""
     for place in checkpoint.committed(run.config.output)[:1]:
         with contextlib.suppress(DamagedError):
-            require_same_run(checkpoint.read_state(place), run.task(), run.dataset, place)
+            state = checkpoint.read_state(place)
+            require_same_run(state, run.task(), run.dataset, place)
+            cursor = state["progress"]["cursor"]
+            begun = int(cursor["epoch"]) + (int(cursor["batch"]) > 0)
+            if begun > run.config.epochs and finished(run) is None:
+                raise InputError(
+                    f"epochs = {run.config.epochs}, but the run in {run.config.output} has begun epoch {begun}; give "
+                    f"epochs of at least {begun}"
+                )
 
 
 def claim(task: Mapping[str, Any]) -> None:
     """Mark the output folder as this run's; rank 0 does so when every check has passed, before it writes the rest."""
     config = TrainConfig.model_validate(task["config"])
-    storage.write_bytes(storage.join(config.output, "config.yaml"), dump_yaml(config).encode())
+    # First what makes the folder a run's: killed in between, it can be continued.
     storage.write_json(storage.join(config.output, RUN), {name: task[name] for name in task if name != "lease"})
+    storage.write_bytes(storage.join(config.output, "config.yaml"), dump_yaml(config).encode())
 
 
 def _difference(found: dict[str, Any], run: PlannedRun) -> str:
