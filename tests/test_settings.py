@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -156,6 +156,8 @@ def test_bad_yaml_names_its_source(text):
 
 
 @given(st.text(), st.floats(min_value=1e-300, max_value=1.0))
+@example("\x85", 1.0)
+@example("a\u2028 b", 1.0)
 def test_what_is_printed_reads_back(text, rate):
     config = Outer(data="d", inner=Inner(rate=rate, note=text))
     assert build(Outer, load_yaml(dump_yaml(config), "here")) == config

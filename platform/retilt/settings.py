@@ -258,6 +258,15 @@ _Dumper.add_implicit_resolver(
 )
 
 
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    """Text with one of Unicode's line breaks is escaped; PyYAML's other styles would fold it away."""
+    style = '"' if re.search("[\x85\u2028\u2029]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _text)
+
+
 def load_yaml(text: str | bytes, where: str) -> Any:
     """Parse YAML with 1.2's scalars; ``where`` names the source in an error. Raises InputError."""
     try:

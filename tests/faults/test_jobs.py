@@ -22,7 +22,7 @@ from retilt.config import TrainConfig, build
 from retilt.training.run import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
-EPOCHS = 80
+EPOCHS = 12
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +38,8 @@ class Job:
     def __init__(self, data: str, output: Path, log: Path, *more: str, variables: dict[str, str] | None = None) -> None:
         model = [f"model.{name}={value}" for name, value in MODEL.items()]
         keys = [
-            f"dataset={data}", f"output={output}", "workers=2", "threads=1", "batch_users=12", f"epochs={EPOCHS}",
-            "table=row_wise", "checkpoint.every_steps=5", "log_every=1", *model, *more,
+            f"dataset={data}", f"output={output}", "workers=2", "threads=1", "batch_users=3", f"epochs={EPOCHS}",
+            "table=row_wise", "protocol=refit", "checkpoint.every_steps=5", "log_every=1", *model, *more,
         ]  # fmt: skip
         self.log = log
         with log.open("w") as out:
@@ -79,7 +79,7 @@ def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> Non
     """Also: a second run on the output is refused meanwhile, and the killed driver's lease is taken over at once."""
     output = tmp_path / "run"
     job = Job(data, output, tmp_path / "first")
-    job.reach(30)
+    job.reach(15)
     second = subprocess.run(job.process.args, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert second.returncode == 2
     assert re.fullmatch(rf"error: {output}: another run \(process {job.process.pid} on .*\n", second.stderr)
@@ -90,11 +90,11 @@ def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> Non
     until(lambda: len(job.steps()) > before + 20, 60, "the workers go on")
     print(f"a worker's death to the next step shown: {time.monotonic() - killed:.1f} s")
 
-    job.reach(150)
+    job.reach(70)
     before = len(job.steps())
     for pid in job.workers():
         os.kill(pid, signal.SIGKILL)
-    job.reach(250, after=before)
+    job.reach(120, after=before)
 
     workers = job.workers()
     job.process.kill()
@@ -106,17 +106,17 @@ def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path) -> Non
     assert "continues at step " in text
     assert not storage.exists(str(output / lease.LEASE))
     values = {
-        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": EPOCHS, "batch_users": 12,
-        "table": "row_wise",
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": EPOCHS, "batch_users": 3,
+        "table": "row_wise", "protocol": "refit",
     }  # fmt: skip
     killing.run(plan_run(build(TrainConfig, values)).task(), [2], tmp_path / "log", [])
-    require_equal(output, tmp_path / "whole")
+    require_equal(output, tmp_path / "whole", "policy/last")
 
 
 @pytest.mark.soak
 def test_sigterm_and_the_same_command_again(data: str, tmp_path: Path) -> None:
     output = tmp_path / "run"
-    job = Job(data, output, tmp_path / "first", "checkpoint.every_steps=null", "epochs=20")
+    job = Job(data, output, tmp_path / "first", "checkpoint.every_steps=null", "epochs=6")
     job.reach(33)
     job.process.send_signal(signal.SIGTERM)
     asked = time.monotonic()
@@ -124,14 +124,14 @@ def test_sigterm_and_the_same_command_again(data: str, tmp_path: Path) -> None:
     print(f"SIGTERM to the end of the process: {time.monotonic() - asked:.1f} s")
     text = job.log.read_text()
     stopped = int(re.search(r"error: stopped at step (\d+), with a checkpoint", text)[1])  # type: ignore[index]
-    again = Job(data, output, tmp_path / "again", "checkpoint.every_steps=null", "epochs=20").end()
+    again = Job(data, output, tmp_path / "again", "checkpoint.every_steps=null", "epochs=6").end()
     assert f"continues at step {stopped} (" in again
     values = {
-        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": 20, "batch_users": 12,
-        "table": "row_wise",
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": 6, "batch_users": 3,
+        "table": "row_wise", "protocol": "refit",
     }  # fmt: skip
     killing.run(plan_run(build(TrainConfig, values)).task(), [2], tmp_path / "log", [])
-    require_equal(output, tmp_path / "whole")
+    require_equal(output, tmp_path / "whole", "policy/last")
 
 
 @pytest.mark.soak
@@ -163,8 +163,8 @@ def test_a_range_of_workers_trains_the_same_steps(data: str, tmp_path: Path) -> 
             node.kill()
     found = losses(tmp_path / "run")
     values = {
-        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": len(found) // 5,
-        "batch_users": 12, "table": "row_wise", "log_every": 1, "protocol": "refit", **rates,
+        "dataset": data, "output": str(tmp_path / "whole"), "model": MODEL, "epochs": len(found) // 20,
+        "batch_users": 3, "table": "row_wise", "log_every": 1, "protocol": "refit", **rates,
     }  # fmt: skip
     killing.run(plan_run(build(TrainConfig, values)).task(), [1], tmp_path / "log", [])
     wanted = losses(tmp_path / "whole")

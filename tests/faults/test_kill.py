@@ -125,9 +125,8 @@ def random_kills(number: int) -> list[list[Kill]]:
             point = chance.choice(("step", "stepped", "file", "filed", "file", "filed", "published", "delete"))
             rank = None if point in ("delete", "published") else chance.choice((0, 0, 1, None))
             # So many does every process pass; a later attempt may begin behind the step, and is then left alone.
-            last = {"step": STEPS - 1, "stepped": STEPS - 1, "delete": 6, "published": 17}.get(
-                point, 10 if rank else 40
-            )
+            most = {"step": STEPS - 1, "stepped": STEPS - 1, "delete": 6, "published": 17, "file": 40, "filed": 40}
+            last = 10 if rank == 1 and point in ("file", "filed") else most[point]
             kills.append(Kill(point, chance.randint(1, last), rank))  # type: ignore[arg-type]
         found.append(kills)
     return found
