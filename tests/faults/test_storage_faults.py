@@ -88,12 +88,13 @@ def test_faults_of_the_store_do_not_change_the_result(
 ) -> None:
     """503s, resets and truncated bodies all the time, a freeze and an outage in the middle."""
     each = on_s3(whole, tmp_path.name)
-    failing.fail(slow_down=0.05, reset=0.03, truncate=0.03)
+    failing.fail(slow_down=0.06, reset=0.06, truncate=0.1)
     disturber = disturb(failing, tmp_path / "log" / "0.jsonl", freeze, outage)
     environment = functools.partial(use_environment, server.environment(failing.port))
     attempt = killing.attempt(each, 2, tmp_path / "log", None, prepare=environment)
     disturber.join(timeout=60)
     assert not attempt.killed
+    print(dict(failing.counts))
     assert all(failing.counts[fault] for fault in ("slow_down", "reset", "truncate", "freeze", "outage"))
     failing.fail()
     output = each["config"]["output"]
