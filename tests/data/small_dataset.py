@@ -17,6 +17,9 @@ from retilt.data.statistics import Rewards
 Event = tuple[int, float, int]
 """Item, reward, time (µs)."""
 
+MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
+"""A model for such data."""
+
 
 def sequences(users: int, items: int, seed: int = 0, shortest: int = 3, longest: int = 40) -> list[list[Event]]:
     """Random sequences sorted by time, with some equal times and repeated items; every item occurs."""

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.faults import killing
 from tests.faults.processes import alive, tree, until
-from tests.faults.test_kill import MODEL, losses, require_equal
+from tests.faults.test_kill import losses, require_equal
 from tests.faults.test_ray import Node, environment
 
 from retilt import lease, storage
@@ -23,13 +23,6 @@ from retilt.training.run import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 EPOCHS = 12
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    users = small_dataset.sequences(60, 50, longest=30)
-    place = str(tmp_path_factory.mktemp("data"))
-    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
 
 
 class Job:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.faults.killing import Attempt, Kill, committed_steps, run
 
 from retilt import artifact, storage
@@ -21,15 +21,7 @@ from retilt.data.stream import train_batches
 from retilt.training import checkpoint
 from retilt.training.run import finished, plan_run
 
-MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
 STEPS = 20
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    users = small_dataset.sequences(60, 50, longest=30)
-    place = str(tmp_path_factory.mktemp("data"))
-    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
 
 
 def task(data: str, output: Path, **values: Any) -> dict[str, Any]:

@@ -6,19 +6,10 @@ import os
 import threading
 
 import pytest
-from tests.faults.s3_server import WEED, s3_server
+from tests.faults.s3_server import WEED
 
 from retilt import storage
 from retilt.types import InputError
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("weed")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        yield "s3://bkt"
-
 
 KINDS = ["local", pytest.param("s3", marks=pytest.mark.skipif(WEED is None, reason="no SeaweedFS"))]
 

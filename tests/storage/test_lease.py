@@ -11,7 +11,7 @@ import threading
 import time
 
 import pytest
-from tests.faults.s3_server import WEED, s3_server
+from tests.faults.s3_server import WEED
 
 from retilt import lease, storage
 from retilt.types import InputError, TrainingError
@@ -39,14 +39,6 @@ def place(request, tmp_path):
     return (
         str(tmp_path / "run") if request.param == "local" else request.getfixturevalue("bucket") + f"/{tmp_path.name}"
     )
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    with s3_server(tmp_path_factory.mktemp("weed")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        yield "s3://bkt"
 
 
 @pytest.fixture

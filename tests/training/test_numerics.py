@@ -14,7 +14,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.faults.test_kill import require_equal
 from tests.spawning import Ranks
 
@@ -26,7 +26,6 @@ from retilt.training.run import plan_run
 from retilt.training.step import take_step
 from retilt.types import TrainingError
 
-MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2, "head_width": 4}
 TAKE_STEP = "retilt.training.loop.take_step"
 
 
@@ -41,13 +40,6 @@ class Silent:
 
     def stop_requested(self) -> bool:
         return False
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> str:
-    users = small_dataset.sequences(60, 50, longest=30)
-    place = str(tmp_path_factory.mktemp("data"))
-    return small_dataset.write(place, users, 50, lanes=3, shards=[[11, 9, 10], [10, 10, 10]])
 
 
 def task(data: str, output: Path, **values: Any) -> dict[str, Any]:
