@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from retilt import storage
 from retilt.settings import build, config_hash, dump_yaml, keys, load_yaml, members
-from retilt.types import InputError, RetiltError
+from retilt.types import InputError, RetiltError, Stopped
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -178,7 +178,8 @@ def guarded(action: Callable[[], int]) -> int:
     try:
         return action()
     except RetiltError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        wrong = "" if isinstance(error, Stopped) else "error: "  # what somebody asked for is none
+        print(f"{wrong}{' '.join(str(error).split())}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)

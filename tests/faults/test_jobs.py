@@ -116,7 +116,7 @@ def test_sigterm_and_the_same_command_again(data: str, tmp_path: Path) -> None:
     assert job.process.wait(timeout=60) == 75, job.log.read_text()
     print(f"SIGTERM to the end of the process: {time.monotonic() - asked:.1f} s")
     text = job.log.read_text()
-    stopped = int(re.search(r"error: stopped at step (\d+), with a checkpoint", text)[1])  # type: ignore[index]
+    stopped = int(re.search(r"stopped at step (\d+), with a checkpoint", text)[1])  # type: ignore[index]
     again = Job(data, output, tmp_path / "again", "checkpoint.every_steps=null", "epochs=6").end()
     assert f"continues at step {stopped} (" in again
     values = {

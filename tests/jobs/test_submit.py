@@ -197,4 +197,4 @@ def test_a_stopped_job_gets_the_time_that_its_environment_says(
     assert cluster.info(job)["status"] == "STOPPED"
     log = cluster.cli("logs", job).stdout
     assert says in log
-    assert ("error: stopped at step" in log) == ("55 s" in says)
+    assert ("stopped at step" in log) == ("55 s" in says)

@@ -71,7 +71,7 @@ def describe(planned: PlannedRun) -> list[str]:
         f"checkpoint {_cadence(config)}; a worker without an answer for {config.hang_seconds} s is started again",
     ]
     memory = memory_estimate(planned)
-    parts = ", ".join(f"{name} {size:,.0f}" for name, size in memory.items())
+    parts = ", ".join(f"{name} {size:,.0f}" if size >= 1 else f"{name} <1" for name, size in memory.items())
     lines.append(f"memory of a worker: about {sum(memory.values()):,.0f} MiB ({parts}) beside its libraries")
     if config.initial:
         lines.append(f"starts from {config.initial}")
@@ -96,15 +96,14 @@ def _cadence(config: TrainConfig) -> str:
     steps, seconds = config.checkpoint.every_steps, config.checkpoint.every_seconds
     parts = [f"every {steps} steps"] if steps else []
     parts += [f"every {duration(seconds)} minutes" if seconds >= 60 else f"every {seconds:g} s"] if seconds else []
-    return ", ".join([*parts, "after each epoch"])
+    return " and ".join([*parts, "after each epoch"])
 
 
 def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
     """Where the results are and what to run next."""
     config, best = planned.config, result["best"]
     policy = storage.join(config.output, "policy", "best" if best else "last")
-    lines = [f"note: {note}" for note in result["notes"]]
-    weights = result["weights"]
+    lines, weights = [], result["weights"]
     if config.algorithm.name != "bc":
         lines.append(
             f"weights: effective sample size {weights['ess_ratio']:.3f} of n, "
