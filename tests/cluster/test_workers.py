@@ -104,4 +104,4 @@ def test_a_note_is_shown_as_it_stands_and_a_checkpoint_not_at_all(capsys: pytest
 def test_the_plan_says_how_many_workers_and_when_checkpoints_are_written():
     config = build(TrainConfig, {"dataset": "d", "output": "o", "workers": [1, 4], "checkpoint": {"every_steps": 5}})
     assert train._in_words(config.worker_range) == "1 to 4 workers"
-    assert train._cadence(config) == "every 5 steps, every 2:00 minutes, after each epoch"
+    assert train._cadence(config) == "every 5 steps, every 2:00 minutes and after each epoch"
