@@ -96,7 +96,7 @@ def _cadence(config: TrainConfig) -> str:
     steps, seconds = config.checkpoint.every_steps, config.checkpoint.every_seconds
     parts = [f"every {steps} steps"] if steps else []
     parts += [f"every {duration(seconds)} minutes" if seconds >= 60 else f"every {seconds:g} s"] if seconds else []
-    return " and ".join([*parts, "after each epoch"])
+    return " and ".join([*([", ".join(parts)] if parts else []), "after each epoch"])
 
 
 def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
