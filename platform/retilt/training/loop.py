@@ -155,9 +155,8 @@ class Run:
                     self._go_back(jump)
             return self._finish()
         finally:
-            self.saver.close()
-            if self.log is not None:
-                self.log.close()
+            # The log belongs to the saver's thread, which may still be writing it after an error.
+            self.saver.close(self.log.close if self.log is not None else lambda: None)
 
     def _epoch(self) -> None:
         progress, waited, retries = self.progress, self.saver.waited, storage.retries()

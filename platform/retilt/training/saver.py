@@ -110,9 +110,10 @@ class Saver:
         """Rank 0's ``action``, however long it takes, while the others wait. Collective; raises what it raises."""
         _joined(self._thread.submit(action) if ranks.rank() == 0 else None)
 
-    def close(self) -> None:
-        """End the thread; what it is writing becomes nothing unless ``finish`` was called."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+    def close(self, last: Callable[[], None]) -> None:
+        """End the thread when it has done what it is at, and then ``last``; nobody waits for it."""
+        self._thread.submit(last)
+        self._thread.shutdown(wait=False)
 
     @contextlib.contextmanager
     def _waiting(self) -> Iterator[None]:
