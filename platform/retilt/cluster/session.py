@@ -74,11 +74,14 @@ def require_shared(uri: str, key: str, shared_filesystem: bool) -> None:
 
     Raises:
         InputError: ``memory://``; a local path on several nodes, unless ``shared_filesystem``; a relative path in a
-            job submitted to a cluster.
+            job submitted to a cluster; before a connection, a store that refuses, or has no such bucket.
+        StorageError: before a connection, a store that does not answer.
     """
     if storage.scheme(uri) == "memory":
         raise InputError(f"{key} = {uri}: memory:// lives in one process; give a folder or a bucket")
     if not storage.is_local(uri):
+        if not ray.is_initialized():
+            storage.require_reachable(uri)
         return
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in uri and not os.path.isabs(uri):
         raise InputError(f"{key} = {uri}: a submitted job runs in a folder of its own; give an absolute path or a URI")

@@ -1,7 +1,7 @@
 """Files by URI: local paths, file://, s3://, gs://, memory://. The only door to pyarrow.fs and fsspec.
 
-Everything takes and returns URIs as strings, and file systems are built in the process that uses them. Actions that
-may be repeated are, when a remote store fails (``patience``).
+Everything takes and returns URIs as strings, and file systems are built in the process that uses them; where S3 is and
+by whose credentials, see ``s3``. Actions that may be repeated are, when a remote store fails (``patience``).
 """
 
 from retilt.storage.conditional import create, read_tagged, replace
@@ -15,6 +15,7 @@ from retilt.storage.files import (
     open_output,
     read_bytes,
     read_json,
+    require_reachable,
     require_writable,
     sha256,
     size,
@@ -24,7 +25,7 @@ from retilt.storage.files import (
 from retilt.storage.listing import FileInfo, expand, list_files, list_leftovers
 from retilt.storage.paths import absolute, is_local, join, name, parent, scheme
 from retilt.storage.patience import retried, retries, within
-from retilt.storage.stores import reading, resolve
+from retilt.storage.stores import reading
 
 __all__ = [
     "CHUNK",
@@ -49,8 +50,8 @@ __all__ = [
     "read_tagged",
     "reading",
     "replace",
+    "require_reachable",
     "require_writable",
-    "resolve",
     "retried",
     "retries",
     "scheme",

@@ -17,18 +17,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.fs as pafs
-
+from retilt.storage import s3
 from retilt.storage.files import exists, local_output, read_bytes, sync, write_bytes
-from retilt.storage.paths import is_local, local_path, scheme, within_store
+from retilt.storage.paths import is_local, is_s3, local_path, within_store
 from retilt.storage.patience import retried
-from retilt.storage.stores import CONNECT_TIMEOUT, plain, s3_keys, s3_place, transient, translated
+from retilt.storage.stores import plain, transient, translated
 from retilt.types import InputError
 
-S3_TIMEOUT = 10
-"""Seconds to wait for an answer: the files are small, and who holds a lease must know in time."""
 _LOST = 412
-_REFUSED = {301, 307, 400, 401, 403, 404, 405, 501}
 
 
 def create(uri: str, data: bytes) -> bool:
@@ -40,7 +36,7 @@ def create(uri: str, data: bytes) -> bool:
     if is_local(uri):
         with translated(uri, "written"):
             return _create_local(Path(local_path(uri)), data)
-    if _is_s3(uri):
+    if is_s3(uri):
         return _put(uri, data, IfNoneMatch="*")
     if exists(uri):
         return False
@@ -50,7 +46,7 @@ def create(uri: str, data: bytes) -> bool:
 
 def read_tagged(uri: str) -> tuple[bytes, str] | None:
     """(content, tag for ``replace``) of a small file; None where there is none."""
-    if _is_s3(uri):
+    if is_s3(uri):
         return retried(functools.partial(_get_s3, uri))
     if is_local(uri):
         path = Path(local_path(uri))
@@ -77,17 +73,13 @@ def replace(uri: str, data: bytes, tag: str) -> bool:
             with local_output(path) as file:
                 file.write(data)
             return True
-    if _is_s3(uri):
+    if is_s3(uri):
         return _put(uri, data, IfMatch=tag)
     found = read_tagged(uri)
     if found is None or found[1] != tag:
         return False
     write_bytes(uri, data)
     return True
-
-
-def _is_s3(uri: str) -> bool:
-    return scheme(uri) in ("s3", "s3a")
 
 
 def _tagged(data: bytes) -> tuple[bytes, str]:
@@ -138,23 +130,6 @@ def _locked(path: Path) -> Iterator[None]:
         os.close(handle)
 
 
-@functools.cache
-def _s3(bucket: str, place: tuple[str | None, str | None], keys: tuple[str | None, ...], process: int) -> Any:
-    import s3fs
-
-    endpoint, region = place
-    return s3fs.S3FileSystem(
-        endpoint_url=endpoint,
-        client_kwargs={"region_name": region or pafs.resolve_s3_region(bucket)},
-        config_kwargs={
-            "connect_timeout": CONNECT_TIMEOUT,
-            "read_timeout": S3_TIMEOUT,
-            "retries": {"total_max_attempts": 1},  # those of ``retried`` are counted
-        },
-        skip_instance_cache=True,
-    )
-
-
 def _call(uri: str, action: str, operation: str, **arguments: Any) -> Any:
     """One request to S3; its answer with the body as bytes, or the status where a condition or the file is absent.
 
@@ -163,39 +138,62 @@ def _call(uri: str, action: str, operation: str, **arguments: Any) -> Any:
         StorageError: no answer, or one that promises that a later request may succeed.
     """
     import aiohttp
-    from botocore.exceptions import (  # type: ignore[import-untyped]
-        BotoCoreError,
-        ClientError,
-        NoCredentialsError,
-        PartialCredentialsError,
-    )
-    from fsspec.asyn import sync as wait
+    from botocore import exceptions  # type: ignore[import-untyped]
 
     bucket, _, key = within_store(uri).partition("/")
+    try:
+        return _ask(bucket, operation, {"Bucket": bucket, "Key": key, **arguments})
+    except exceptions.ClientError as problem:
+        code, status = _answer(problem)
+        if status == _LOST or code == "NoSuchKey":
+            return status
+        if reason := s3.refusal(code, status, problem.operation_name, bucket):
+            raise InputError(f"{uri}: cannot be {action}: {reason}") from problem
+        raise transient(uri, f"cannot be {action}: {plain(problem)}") from problem
+    except (
+        exceptions.NoCredentialsError,
+        exceptions.PartialCredentialsError,
+        exceptions.ProfileNotFound,
+        exceptions.ParamValidationError,
+    ) as problem:
+        raise InputError(f"{uri}: cannot be {action}: {plain(problem)}") from problem
+    except (exceptions.BotoCoreError, aiohttp.ClientError, OSError) as problem:
+        raise transient(uri, f"cannot be {action}: {type(problem).__name__}: {plain(problem)}") from problem
+
+
+def _ask(bucket: str, operation: str, arguments: dict[str, Any]) -> Any:
+    """The answer to a request, asked a second time by a new client where the credentials were refused.
+
+    botocore reads a profile's keys once, but whoever hands out temporary ones writes new ones there before they end;
+    pyarrow's client reads them every five minutes.
+    """
+    from botocore.exceptions import ClientError  # type: ignore[import-untyped]
+    from fsspec.asyn import sync as wait
 
     async def ask(filesystem: Any) -> Any:
         client = await filesystem.set_session()
-        answer = await getattr(client, operation)(Bucket=bucket, Key=key, **arguments)
+        answer = await getattr(client, operation)(**arguments)
         if "Body" in answer:
             async with answer["Body"] as body:
                 answer["Body"] = await body.read()
         return answer
 
+    filesystem = s3.client(bucket)
     try:
-        filesystem = _s3(bucket, s3_place(), s3_keys(), os.getpid())
         return wait(filesystem.loop, ask, filesystem)
     except ClientError as problem:
-        status = problem.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-        code = problem.response.get("Error", {}).get("Code")
-        if status == _LOST or code == "NoSuchKey":
-            return status
-        if status in _REFUSED:
-            raise InputError(f"{uri}: cannot be {action}: {plain(problem)}") from problem
-        raise transient(uri, f"cannot be {action}: {plain(problem)}") from problem
-    except (NoCredentialsError, PartialCredentialsError) as problem:
-        raise InputError(f"{uri}: cannot be {action}: {plain(problem)}") from problem
-    except (BotoCoreError, aiohttp.ClientError, OSError) as problem:
-        raise transient(uri, f"cannot be {action}: {type(problem).__name__}: {plain(problem)}") from problem
+        if not s3.is_stale(_answer(problem)[0]):
+            raise
+        s3.forget_client()
+        filesystem = s3.client(bucket)
+        return wait(filesystem.loop, ask, filesystem)
+
+
+def _answer(problem: Any) -> tuple[str, int]:
+    """(code, status) of a ClientError; status 0 where there is none."""
+    response = problem.response
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    return str(response.get("Error", {}).get("Code", "")), int(status)
 
 
 def _get_s3(uri: str) -> tuple[bytes, str] | None:

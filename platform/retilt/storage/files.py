@@ -16,15 +16,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retilt.storage import stores
-from retilt.storage.paths import is_local, local_path
-from retilt.storage.patience import retried
+from retilt.storage import patience, s3, stores
+from retilt.storage.paths import is_local, is_s3, local_path, scheme, within_store
+from retilt.storage.patience import retried, within
 from retilt.storage.stores import reading, resolve, transient, translated
-from retilt.types import InputError
+from retilt.types import InputError, StorageError
 
 CHUNK = 1 << 20
 LARGE = 8 << 20
 """Bytes from which on an upload has several parts."""
+FIRST_CONTACT = 10
+"""Seconds for which a job asks a store that it does not know yet."""
 
 
 def _info(uri: str) -> Any:
@@ -71,6 +73,38 @@ def require_writable(uri: str) -> None:
         raise InputError(f"{uri}: cannot be written: {place} is a file, not a folder")
     with translated(uri, "written"), tempfile.TemporaryDirectory(dir=place):
         pass  # trying is the only answer: root, NFS and read-only mounts each have their own rules
+
+
+def require_reachable(uri: str) -> None:
+    """Ask an S3 store for a place before a job begins, for FIRST_CONTACT seconds and not for PATIENCE.
+
+    A wrong endpoint and an outage look the same, but for a person who waits the first is likelier and two minutes are
+    long. For the driver only: workers may start again in the middle of an outage, and wait for its end.
+
+    Raises:
+        InputError: refused credentials, no such bucket, an endpoint that is none.
+        StorageError: no answer. A store that answers that it is busy is there; what follows waits for it.
+    """
+    if not is_s3(uri):
+        return
+    bucket = within_store(uri).split("/", 1)[0]
+    try:
+        with within(min(FIRST_CONTACT, patience.PATIENCE), silently=True):
+            if _info(uri).type == pafs.FileType.NotFound and not _bucket_exists(uri, bucket):
+                raise InputError(f"{uri}: there is no bucket {bucket} at {s3.address()}")
+    except StorageError as problem:
+        if reason := s3.unanswered(str(problem)):
+            raise StorageError(
+                f"{uri}: cannot be read: no answer from {s3.address()} ({reason}); check AWS_ENDPOINT_URL, and whether "
+                "this machine reaches it"
+            ) from problem
+
+
+def _bucket_exists(uri: str, bucket: str) -> bool:
+    try:
+        return exists(f"{scheme(uri)}://{bucket}")
+    except InputError:
+        return True  # who may use a part of a bucket need not be allowed to ask for the whole
 
 
 def open_input(uri: str) -> Any:
@@ -187,7 +221,7 @@ def _upload(uri: str, source: str) -> None:
 
     def once() -> None:
         # Many parts: the client repeats a part that fails, because repeating all parts for each would never end.
-        token = stores.attempts.set(stores.S3_ATTEMPTS)
+        token = stores.attempts.set(s3.ATTEMPTS)
         try:
             filesystem, path = resolve(uri)
         finally:

@@ -9,6 +9,8 @@ from urllib.parse import unquote, urlsplit
 from retilt.types import InputError
 
 _SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+)://")
+_QUERY = re.compile(r"\?[\w.-]+=")
+"""Not a question mark alone, which is a wildcard."""
 
 
 def scheme(uri: str) -> str:
@@ -20,6 +22,11 @@ def scheme(uri: str) -> str:
 def is_local(uri: str) -> bool:
     """Whether the URI names a file of this machine's file system."""
     return scheme(uri) == "file"
+
+
+def is_s3(uri: str) -> bool:
+    """Whether the URI names something in a store that speaks Amazon S3's protocol."""
+    return scheme(uri) in ("s3", "s3a")
 
 
 def local_path(uri: str) -> str:
@@ -56,12 +63,18 @@ def within_store(uri: str) -> str:
     """What follows the scheme of a remote URI, the bucket first: ``bucket/folder/name``.
 
     Raises:
-        InputError: credentials in the URI (which is not repeated), no bucket.
+        InputError: credentials or a query in the URI (which is not repeated), no bucket.
     """
     kind, path = scheme(uri), uri.split("://", 1)[1].rstrip("/")
     bucket = path.split("/", 1)[0]
-    if "@" in bucket:
+    # A secret key may hold a slash; then what follows the bucket's colon holds the @.
+    if "@" in bucket or (is_s3(uri) and ":" in bucket and "@" in path):
         raise InputError(f"a {kind}:// URI holds credentials; give them in the environment, never in a URI")
+    if _QUERY.search(path):
+        raise InputError(
+            f"a {kind}:// URI ends in a query (?name=value); endpoint, region and credentials come from the "
+            "environment (AWS_ENDPOINT_URL, AWS_REGION, …)"
+        )
     if not bucket and kind != "memory":
         raise InputError(f"{uri}: no bucket; write {kind}://bucket/folder")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 import tenacity
 
-from retilt.storage.stores import attempts, is_transient
+from retilt.storage.stores import attempts, is_transient, timeout
 from retilt.types import StorageError
 
 PATIENCE = 120
@@ -24,7 +25,8 @@ _log = logging.getLogger("retilt.storage")
 _lock = threading.Lock()
 _counts: Counter[str] = Counter()
 _repeating: ContextVar[bool] = ContextVar("retilt_storage_repeating", default=False)
-_patience: ContextVar[float | None] = ContextVar("retilt_storage_patience", default=None)
+_limit: ContextVar[tuple[float | None, bool]] = ContextVar("retilt_storage_limit", default=(None, False))
+"""Seconds where not PATIENCE, and whether to keep silent."""
 
 
 def retries() -> int:
@@ -33,20 +35,24 @@ def retries() -> int:
 
 
 @contextlib.contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Inside, ``retried`` gives up after ``seconds`` and not after PATIENCE (in this thread)."""
-    token = _patience.set(seconds)
+def within(seconds: float, silently: bool = False) -> Iterator[None]:
+    """Inside, and in this thread, ``retried`` gives up after ``seconds`` and not after PATIENCE.
+
+    ``silently``: what is repeated is not shown.
+    """
+    token = _limit.set((seconds, silently))
     try:
         yield
     finally:
-        _patience.reset(token)
+        _limit.reset(token)
 
 
 def _show(state: tenacity.RetryCallState) -> None:
     with _lock:
         _counts["retries"] += 1
     assert state.outcome is not None
-    _log.warning("%s; trying again in %.1f s", state.outcome.exception(), state.upcoming_sleep)
+    level = logging.DEBUG if _limit.get()[1] else logging.WARNING
+    _log.log(level, "%s; trying again in %.1f s", state.outcome.exception(), state.upcoming_sleep)
 
 
 def retried(action: Callable[[], T]) -> T:
@@ -60,14 +66,16 @@ def retried(action: Callable[[], T]) -> T:
     """
     if _repeating.get():
         return action()
-    limit = _patience.get()
+    seconds = _limit.get()[0]
+    limit = PATIENCE if seconds is None else seconds
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.25, min=0.05, max=5),
-        stop=tenacity.stop_before_delay(PATIENCE if limit is None else limit),
+        stop=tenacity.stop_before_delay(limit),
         before_sleep=_show,
     )
     once, inside, started = attempts.set(1), _repeating.set(True), time.monotonic()
+    longest = timeout.set(max(1, math.ceil(limit)))
     try:
         return retrying(action)
     except tenacity.RetryError as problem:
@@ -76,4 +84,5 @@ def retried(action: Callable[[], T]) -> T:
         raise StorageError(f"{last.exception()}; {tried}") from last.exception()
     finally:
         attempts.reset(once)
+        timeout.reset(longest)
         _repeating.reset(inside)

@@ -1,7 +1,6 @@
 """Which file system a URI means, and what its errors mean to a user.
 
-File systems are built in the process that uses them: a pickled pyarrow S3FileSystem carries the secret key in clear
-and loses its retries (apache/arrow#47348).
+File systems stay in this package: others are given URIs, and nobody can send one to another process.
 """
 
 from __future__ import annotations
@@ -14,59 +13,24 @@ import re
 from collections.abc import Iterator
 from contextvars import ContextVar
 from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from retilt.storage.paths import is_local, local_path, scheme, within_store
+from retilt.storage import s3
+from retilt.storage.paths import is_local, is_s3, local_path, scheme, within_store
 from retilt.types import InputError, StorageError
 
-S3_ATTEMPTS = 10
-"""Of the client, for streams that cannot be repeated: a store that is gone is reported after one to two minutes."""
-CONNECT_TIMEOUT = 5
-REQUEST_TIMEOUT = 60
-"""Seconds; pyarrow's own values (1, 3) fail on busy stores."""
-
 attempts: ContextVar[int | None] = ContextVar("retilt_storage_attempts", default=None)
-"""Of the S3 clients that ``resolve`` hands out, where not S3_ATTEMPTS."""
+"""Of the S3 clients that ``resolve`` hands out, where not s3.ATTEMPTS."""
+timeout: ContextVar[int | None] = ContextVar("retilt_storage_timeout", default=None)
+"""Of the same, in seconds, where less than s3.REQUEST_TIMEOUT."""
 
-_REFUSED = re.compile(r"ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY|SIGNATURE|NOT_FOUND|\b40[134]\b")
+_REFUSED = re.compile(r"PERMISSION_DENIED|UNAUTHENTICATED|NOT_FOUND|\b40[134]\b")
+"""In errors of stores other than S3."""
 _NETWORK = re.compile(r"AWS Error|google::cloud|curl|time[d ]*out|onnect", re.IGNORECASE)
-_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN")
+_SECRETS = ("AWS_SECRET_ACCESS_KEY", "AWS_ACCESS_KEY_ID", "AWS_SESSION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN")
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-
-
-def s3_place() -> tuple[str | None, str | None]:
-    """(endpoint, region) of S3 from the environment; no endpoint means AWS, no region the bucket's."""
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    return endpoint, region or ("us-east-1" if endpoint else None)
-
-
-def s3_keys() -> tuple[str | None, ...]:
-    """What of the environment a client keeps for good; part of what clients are cached by."""
-    return tuple(os.environ.get(variable) for variable in _SECRETS)
-
-
-@functools.cache
-def _s3(bucket: str, place: tuple[str | None, str | None], keys: tuple[str | None, ...], times: tuple[int, ...]) -> Any:
-    endpoint, region = place
-    options: dict[str, Any] = {}
-    if endpoint:
-        split = urlsplit(endpoint)
-        options = {"endpoint_override": split.netloc or split.path, "scheme": split.scheme or "https"}
-    connect_timeout, request_timeout, most = times
-    return pafs.S3FileSystem(
-        region=region or pafs.resolve_s3_region(bucket),
-        connect_timeout=connect_timeout,
-        request_timeout=request_timeout,
-        retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=most),
-        # A small file is then one request. Not for streams of several parts: where the first request fails, pyarrow
-        # would still write an empty file when it destroys the stream.
-        allow_delayed_open=most == 1,
-        **options,
-    )
 
 
 @functools.cache
@@ -89,9 +53,9 @@ def resolve(uri: str) -> tuple[Any, str]:
     if kind == "memory":
         return _fsspec("memory"), "/" + path.lstrip("/")
     with translated(uri, "opened"):
-        if kind in ("s3", "s3a"):
-            times = (CONNECT_TIMEOUT, REQUEST_TIMEOUT, attempts.get() or S3_ATTEMPTS)
-            return _s3(path.split("/", 1)[0], s3_place(), s3_keys(), times), path
+        if is_s3(uri):
+            limits = attempts.get() or s3.ATTEMPTS, timeout.get() or s3.REQUEST_TIMEOUT
+            return s3.filesystem(path.split("/", 1)[0], *limits), path
         if kind in ("gs", "gcs"):
             return pafs.GcsFileSystem(), path
         try:
@@ -138,11 +102,18 @@ def translated(uri: str, action: str) -> Iterator[None]:
     except OSError as problem:
         # Parquet's decoders report damaged data as an OSError without a number.
         damaged = problem.errno is None and not _NETWORK.search(str(problem))
-        if damaged or (not is_local(uri) and _REFUSED.search(str(problem))):
-            raise InputError(f"{uri}: cannot be {action}: {plain(problem)}") from problem
+        if damaged or (reason := _refusal(uri, problem)):
+            raise InputError(f"{uri}: cannot be {action}: {plain(problem) if damaged else reason}") from problem
         if is_local(uri) or problem.errno in _OURS:
             raise StorageError(f"{uri}: cannot be {action}: {plain(problem)}") from problem
         raise transient(uri, f"cannot be {action}: {plain(problem)}") from problem
+
+
+def _refusal(uri: str, problem: OSError) -> str | None:
+    """In words, why a store will not do it; None where it may a moment later."""
+    if is_s3(uri):
+        return s3.refusal_in(str(problem), uri.split("://", 1)[1].split("/", 1)[0])
+    return plain(problem) if not is_local(uri) and _REFUSED.search(str(problem)) else None
 
 
 def reading(uri: str) -> contextlib.AbstractContextManager[None]:
