@@ -6,7 +6,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from retilt.command_line import format_value
-from retilt.config import EvaluateConfig, PrepareConfig, TrainConfig
+from retilt.config import EvaluateConfig, PrepareConfig, SimulateConfig, TrainConfig
 from retilt.settings import keys
 
 INTRODUCTION = """\
@@ -27,6 +27,7 @@ change needs another `output`.
 JOBS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("jobs/prepare.py", "an event log → a data set", PrepareConfig),
     ("jobs/pretrain.py and jobs/posttrain.py", "a data set (and an initial policy) → a policy", TrainConfig),
+    ("jobs/simulate.py", "a simulated world → an event log", SimulateConfig),
     ("jobs/evaluate.py", "policies and held-out events → metrics with intervals", EvaluateConfig),
 )
 

@@ -1,0 +1,48 @@
+"""Random numbers that no version of NumPy changes: raw words of a Philox generator, and hashes.
+
+NumPy fixes the words of its bit generators and not what ``Generator.normal`` makes of them. A number drawn by hash
+depends on what it is for and on nothing else, so it needs no order of drawing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from retilt.data.hashing import U64, mix
+
+Floats = npt.NDArray[np.float64]
+
+
+class Draws:
+    """A stream of numbers named by integers of at least 0: ``Draws(seed, purpose, part)``."""
+
+    def __init__(self, *key: int) -> None:
+        self._words = np.random.Philox(np.random.SeedSequence(key))
+
+    def words(self, size: int) -> U64:
+        """Evenly distributed 64-bit words, shape (size,)."""
+        words: U64 = self._words.random_raw(size)
+        return words
+
+    def uniform(self, size: int) -> Floats:
+        """Numbers in [0, 1), shape (size,)."""
+        return np.asarray((self.words(size) >> np.uint64(11)) * 2.0**-53, dtype=np.float64)
+
+    def normal(self, size: int) -> Floats:
+        """Standard normal numbers, shape (size,)."""
+        return normal(self.words(size))
+
+
+def normal(words: U64) -> Floats:
+    """A standard normal number from each 64-bit word (Box and Muller 1958, the cosine alone); within ±6.8."""
+    radius = np.sqrt(-2 * np.log(((words >> np.uint64(32)) + 0.5) * 2.0**-32))
+    return np.asarray(radius * np.cos((words & np.uint64(0xFFFFFFFF)) * (2 * np.pi * 2.0**-32)))
+
+
+def hashed(seed: int, *ids: npt.NDArray[np.int64] | U64 | int) -> U64:
+    """64-bit words that depend on ``seed`` (below 2⁶⁴) and the ids alone; arrays of ids are broadcast together."""
+    word = mix(mix(np.array([seed], dtype=np.uint64)))  # twice, or seed and first id could change places
+    for each in ids:
+        word = mix(word ^ mix(np.atleast_1d(each).astype(np.uint64)))
+    return word
