@@ -84,7 +84,7 @@ def _union_keys(union: list[type[BaseModel]], prefix: str) -> list[Key]:
                     break
             else:
                 found.append(key._replace(owners=(owner,)))
-    return found
+    return [key._replace(owners=()) if len(key.owners) == len(names) else key for key in found]
 
 
 def _either(choices: Sequence[str]) -> str:

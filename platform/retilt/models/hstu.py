@@ -6,7 +6,7 @@ Shapes: B users, T positions (inputs), N maximum length, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -14,25 +14,23 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from retilt.models.attention import TIME_BUCKETS, pointwise_attention, time_buckets
+from retilt.models.backbone import Model
 from retilt.models.dropout import dropout
-from retilt.settings import Settings
 
 
-class HSTU(Settings):
+class HSTU(Model):
     """Sizes of an HSTU; the defaults are Meta's small MovieLens-1M setting."""
 
     name: Literal["hstu"] = "hstu"
-    max_length: Annotated[int, Field(ge=1, le=8192, description="Events of a history that the model sees (N).")] = 200
-    width: Annotated[int, Field(ge=1, le=4096, description="Width of an item's embedding (D).")] = 50
-    blocks: Annotated[int, Field(ge=1, le=64, description="Number of HSTU layers.")] = 2
-    heads: Annotated[int, Field(ge=1, le=64, description="Attention heads of a layer.")] = 1
-    head_width: Annotated[int, Field(ge=1, le=512, description="Width of a head (d_qk = d_v).")] = 50
-    temperature: Annotated[float, Field(gt=0, le=10, description="Divisor of the cosine similarity in the logits.")] = (
-        0.05
-    )
+    head_width: int = Field(50, ge=1, le=512)
+    """Width of a head (d_qk = d_v)."""
+
+    @property
+    def kept_per_position(self) -> int:
+        inner = self.heads * self.head_width
+        return self.width + self.blocks * (2 * self.width + 12 * inner) + self.max_length
 
     def build(self, rate: float) -> HSTUBackbone:
-        """A freshly initialised backbone with dropout ``rate``; uses torch's global generator."""
         return HSTUBackbone(self, rate)
 
 
@@ -75,11 +73,7 @@ class HSTUBackbone(nn.Module):
         self.layers = nn.ModuleList(HSTULayer(settings, rate, place + 1) for place in range(settings.blocks))
 
     def forward(self, x_BTD: Tensor, time_BT: Tensor, valid_BT: Tensor, key_BT: Tensor | None) -> Tensor:
-        """Hidden states, shape (B, T, D).
-
-        ``x_BTD`` embeds the T inputs, ``time_BT`` (B, T + 1) are the times of inputs and of the last target,
-        ``valid_BT`` marks inputs that are no padding, ``key_BT`` seeds dropout (None: no dropout).
-        """
+        """Hidden states, shape (B, T, D); arguments as ``Model.build`` says."""
         length = x_BTD.shape[1]
         x = x_BTD * math.sqrt(self.width) + self.position[:length]
         x = dropout(x, self.rate, key_BT, 0) * valid_BT[:, :, None]
