@@ -66,8 +66,8 @@ def test_a_key_of_another_algorithm_is_named_as_such():
 @pytest.mark.parametrize(
     ("values", "words"),
     [
-        ({"softmax": "sampled"}, r"softmax: 'sampled' is not available in this version"),
-        ({"parallel": "fsdp"}, r"parallel: 'fsdp' is not available in this version"),
+        ({"proposal": "in_batch", "negatives": "per_position"}, "the batch's targets are the same for all positions"),
+        ({"parallel": "fsdp", "table": "replicated"}, r"parallel = 'fsdp' does not go with a replicated table"),
         ({"table": "row_wise", "table_optimizer": "adam"}, r"'adam' does not go with a row-wise table"),
         ({"dropout": 1.0}, r"dropout = 1\.0: must be at least 0 and less than 1"),
         ({"learning_rate": 0.0}, r"learning_rate = 0\.0: must be greater than 0"),
@@ -156,12 +156,25 @@ def test_what_is_printed_builds_the_same_configuration(config):
     assert build(type(config), load_yaml(dump_yaml(config), "here")) == config
 
 
+def test_a_model_is_chosen_by_name():
+    sasrec = train(model="sasrec").model
+    assert sasrec is not None
+    assert sasrec.name == "sasrec"
+    with pytest.raises(InputError, match=r"model\.name = 'sasrek': .* hstu, sasrec; did you mean 'sasrec'\?"):
+        train(model="sasrek")
+    with pytest.raises(InputError, match=r"unknown key 'model\.head_width' here: it belongs to hstu, not to sasrec"):
+        train(model={"name": "sasrec", "head_width": 4})
+    with pytest.raises(InputError, match=r"model: width = 50 cannot be divided among heads = 4"):
+        train(model={"name": "sasrec", "heads": 4})
+
+
 def test_keys_say_which_algorithms_have_them():
     found = {key.name: key for key in keys(TrainConfig)}
     assert found["algorithm.name"].allowed == "'bc', 'rsft', 'exp_rsft' or 'top_rated'"
     assert found["algorithm.temperature"].owners == ("exp_rsft",)
     assert found["algorithm.normalize"].owners[:2] == ("rsft", "exp_rsft")
     assert found["model.width"].owners == ()
+    assert found["model.head_width"].owners == ("hstu",)
 
 
 @pytest.mark.parametrize("cls", [PrepareConfig, TrainConfig, EvaluateConfig])

@@ -8,14 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, ValidationError, field_validator, model_validator
 
 from retilt.algorithms.bc import BC
 from retilt.algorithms.exp_rsft import ExpRSFT
 from retilt.algorithms.rsft import RSFT
 from retilt.algorithms.top_rated import TopRated
 from retilt.data.schema import Columns
+from retilt.data.world import Noise
+from retilt.models.backbone import Model
 from retilt.models.hstu import HSTU
+from retilt.models.sasrec import SASRec
 from retilt.settings import Settings, build, config_hash, dump_yaml, free, identity_hash, keys, load_yaml, plain
 from retilt.types import InputError
 
@@ -24,6 +27,7 @@ __all__ = [
     "AnyModel",
     "EvaluateConfig",
     "PrepareConfig",
+    "SimulateConfig",
     "TrainConfig",
     "build",
     "config_hash",
@@ -31,17 +35,23 @@ __all__ = [
     "identity_hash",
     "keys",
     "load_yaml",
+    "model_of",
     "plain",
 ]
 
 AnyAlgorithm = Annotated[BC | RSFT | ExpRSFT | TopRated, Field(discriminator="name")]
-AnyModel = HSTU
+AnyModel = Annotated[HSTU | SASRec, Field(discriminator="name")]
+_MODELS: TypeAdapter[Model] = TypeAdapter(AnyModel)
 
 REPLICATED_ITEMS = 100_000
 """Largest catalogue for which ``table=auto`` keeps the whole table on every worker."""
+EXACT_ITEMS, EXACT_ITEMS_CUDA = 100_000, 2_000_000
+"""Largest catalogues for which ``softmax=auto`` is exact."""
 
 Placement = Literal["replicated", "row_wise"]
 TableOptimizer = Literal["adam", "row_wise_adagrad"]
+Parallel = Literal["ddp", "fsdp"]
+Precision = Literal["float32", "bf16"]
 
 
 def place_table(table: Literal["auto", "replicated", "row_wise"], items: int) -> Placement:
@@ -49,6 +59,14 @@ def place_table(table: Literal["auto", "replicated", "row_wise"], items: int) ->
     if table != "auto":
         return table
     return "replicated" if items <= REPLICATED_ITEMS else "row_wise"
+
+
+def model_of(state: Mapping[str, Any], place: str) -> Model:
+    """The settings of the model in a policy's ``state``. Raises InputError where this version has no such model."""
+    try:
+        return _MODELS.validate_python(state["model"])
+    except ValidationError as problem:
+        raise InputError(f"{place}: this version knows no such model as {state['model']}") from problem
 
 
 def _section(value: Any, default: str) -> Any:
@@ -95,12 +113,15 @@ class PrepareConfig(Settings):
     """jobs/prepare.py: an event log → a data set."""
 
     source: str = Field(min_length=1)
-    """Event log: a Parquet or CSV file, a folder, a glob or a URI; or a known data set, `ml-100k` or `ml-1m`."""
+    """Event log: a Parquet or CSV file, a folder, a glob or a URI; or a known data set: `ml-100k`, `ml-1m`,
+    `ml-20m`, `amazon-books`."""
     dataset: str = free(..., min_length=1)
     """URI of the folder that the data set is written to."""
     name: str | None = None
     """Name of the data set in reports; by default the last part of `dataset`."""
     columns: Columns = Columns()
+    vocabulary: str | None = free(None, min_length=1)
+    """URI of an earlier data set, whose items keep their indices; they are part of the identity, the place is not."""
     split: Literal["last", "last_k"] = "last_k"
     """`last`: a user's last event is test, the one before it validation; `last_k`: the same with `k` events each."""
     k: int = Field(10, ge=1)
@@ -109,12 +130,38 @@ class PrepareConfig(Settings):
     """Users with fewer events are dropped (counted once, before anything else is dropped)."""
     min_item_events: int = Field(1, ge=1)
     """Items with fewer events are dropped (counted once, before anything else is dropped)."""
+    min_sequence_events: int = Field(3, ge=3)
+    """Users with fewer events left, after all that is dropped, are dropped; a split needs 3."""
     max_events_per_user: int | None = Field(None, ge=3)
     """Keep this many of a user's most recent events; null keeps all."""
     on_duplicates: Literal["keep", "drop"] = "keep"
     """`drop`: of events with the same user, item and time only the last in input order stays."""
     on_bad_rows: Literal["fail", "drop"] = "fail"
     """What happens to a row with a null, or with a reward that is not finite."""
+    threads: int | None = free(None, ge=1)
+    """CPU cores to use where this job starts Ray itself; null means all."""
+    storage: Storage = free(Storage())
+
+
+class SimulateConfig(Settings):
+    """jobs/simulate.py: a simulated world → an event log."""
+
+    output: str = free(..., min_length=1)
+    """URI of the folder that the log is written to; its `events/` is a `source` for jobs/prepare.py."""
+    preset: Literal["ratings", "books", "watch_time", "theory"] = "ratings"
+    """What the log resembles: `ratings` MovieLens, `books` Amazon Books; see data.md."""
+    users: int | None = Field(None, ge=1)
+    """Users; null takes the preset's number."""
+    items: int | None = Field(None, ge=2, lt=1 << 31)
+    """Items of the catalogue; null takes the preset's number."""
+    events: int | None = Field(None, ge=1)
+    """Events of all users together, exactly; null takes the preset's number."""
+    seed: int = Field(0, ge=0, lt=1 << 32)
+    """Seed of the world, its users and their choices."""
+    noise: Noise | None = None
+    """Noise: new with each event, fixed by state and item, larger for rare items, one a session; null: preset's."""
+    truth: bool = False
+    """Also write `true_reward`, the reward's mean, and `log_propensity`, the log-probability of the choice."""
     threads: int | None = free(None, ge=1)
     """CPU cores to use where this job starts Ray itself; null means all."""
     storage: Storage = free(Storage())
@@ -147,8 +194,16 @@ class TrainConfig(Settings):
     """The item table: whole on every worker, or its rows spread over them; auto goes by the size of the catalogue."""
     table_optimizer: Literal["auto", "adam", "row_wise_adagrad"] = "auto"
     """auto: Adam for a replicated table, row-wise Adagrad for a row-wise one."""
-    softmax: Literal["auto", "exact"] = "auto"
-    """Normalisation over the catalogue; auto is exact."""
+    softmax: Literal["auto", "exact", "sampled"] = "auto"
+    """Normalisation over the catalogue; auto: exact up to 100,000 items (on CUDA two million), sampled above."""
+    proposal: Literal["uniform", "popularity", "in_batch"] = "popularity"
+    """What a sampled softmax draws negatives from: active items alike, training events, or the batch's targets."""
+    negatives: Literal["shared", "per_position"] = "shared"
+    """Whether all positions of a step share one set of negatives, or each draws its own."""
+    negative_count: int = Field(4096, ge=1, le=1 << 20)
+    """Negatives that are drawn (without effect on `in_batch`)."""
+    logq: bool = True
+    """Whether negatives are weighted by 1 / (number of draws x probability), as the exact softmax's sum demands."""
     dropout: float = Field(0.2, ge=0, lt=1)
     """Dropout of embeddings and blocks while training."""
     seed: int = Field(0, ge=0)
@@ -159,8 +214,12 @@ class TrainConfig(Settings):
     """Validation metric by which the best epoch is chosen."""
     optimizer_state: Literal["keep", "reset"] = "keep"
     """Whether post-training continues the initial policy's optimizer state."""
-    parallel: Literal["ddp"] = "ddp"
-    """How the dense layers are spread over the workers."""
+    parallel: Parallel = free("ddp")
+    """The backbone: whole on every worker (`ddp`), or each of its parameters spread over them (`fsdp`)."""
+    precision: Precision = "float32"
+    """Of the backbone's matrix products while training; all else is float32, and float64 in evaluation."""
+    activation_checkpointing: bool = free(False)
+    """Layers of the backbone run again in the backward pass instead of keeping what they need for it."""
     workers: int | list[int] = free(1)
     """Training processes, or [fewest, most] to use what the cluster has; the result depends on it by rounding only."""
     threads: int | None = free(None, ge=1)
@@ -204,26 +263,19 @@ class TrainConfig(Settings):
             raise InputError(f"{value!r} must be a whole number of at least 1, or a range [fewest, most]")
         return value
 
-    @field_validator("softmax", mode="before")
-    @classmethod
-    def _sampled_softmax_is_to_come(cls, value: Any) -> Any:
-        if value == "sampled":
+    @model_validator(mode="after")
+    def _the_batch_is_shared(self) -> TrainConfig:
+        if self.proposal == "in_batch" and self.negatives == "per_position":
             raise InputError(
-                "'sampled' is not available in this version: use 'exact', which never holds positions x items"
+                "proposal = 'in_batch' does not go with negatives = 'per_position': the batch's targets are the same "
+                "for all positions; use negatives=shared, or another proposal"
             )
-        return value
-
-    @field_validator("parallel", mode="before")
-    @classmethod
-    def _fsdp_is_to_come(cls, value: Any) -> Any:
-        if value == "fsdp":
-            raise InputError("'fsdp' is not available in this version: use 'ddp'")
-        return value
+        return self
 
     @model_validator(mode="after")
-    def _table_and_optimizer_agree(self) -> TrainConfig:
-        if self.table == "row_wise":
-            self.optimizer_for("row_wise")
+    def _a_given_table_goes_with_the_rest(self) -> TrainConfig:
+        if self.table != "auto":
+            self.optimizer_for(self.placement_for(items=0))
         return self
 
     @property
@@ -231,9 +283,24 @@ class TrainConfig(Settings):
         """Fewest and most workers."""
         return (self.workers, self.workers) if isinstance(self.workers, int) else (self.workers[0], self.workers[1])
 
+    def softmax_for(self, items: int, cuda: bool) -> Literal["exact", "sampled"]:
+        """Exact or sampled: as told, and under ``auto`` by the size of the catalogue and the kind of device."""
+        if self.softmax != "auto":
+            return self.softmax
+        return "exact" if items <= (EXACT_ITEMS_CUDA if cuda else EXACT_ITEMS) else "sampled"
+
     def placement_for(self, items: int) -> Placement:
-        """Where a table of ``items`` rows lives. Never depends on the workers, because the optimizer differs."""
-        return place_table(self.table, items)
+        """Where a table of ``items`` rows lives. Never depends on the workers, because the optimizer differs.
+
+        Raises InputError for a replicated one under FSDP.
+        """
+        placement = place_table(self.table, items)
+        if self.parallel == "fsdp" and placement == "replicated":
+            raise InputError(
+                "parallel = 'fsdp' does not go with a replicated table, which every step needs whole: use "
+                f"table=row_wise (auto takes it above {REPLICATED_ITEMS:,} items only), or parallel=ddp"
+            )
+        return placement
 
     def optimizer_for(self, placement: Placement) -> TableOptimizer:
         """The table's optimizer in that placement. Raises InputError for Adam on a row-wise table."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeGuard, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -11,6 +11,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore
 
 from retilt.types import ERRORS, RetiltError, TrainingError
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 
@@ -68,6 +71,32 @@ def gather(x: Tensor, lengths: list[int]) -> Tensor:
     found = [torch.empty_like(padded) for _ in lengths]
     dist.all_gather(found, padded)
     return torch.cat([part[:n] for part, n in zip(found, lengths, strict=True)])
+
+
+def is_spread(x: Tensor) -> TypeGuard[DTensor]:
+    """Whether each rank holds a part of ``x`` only, as of a parameter under FSDP."""
+    from torch.distributed.tensor import DTensor  # torch's optimizers load it too; a job without one need not wait
+
+    return isinstance(x, DTensor)
+
+
+def part(x: Tensor) -> Tensor:
+    """What this rank holds of ``x``: the live part of a spread tensor, else ``x`` itself."""
+    return x.to_local() if is_spread(x) else x
+
+
+def whole(x: Tensor) -> Tensor:
+    """All of a spread tensor, gathered, else ``x`` itself. Collective where ``x`` is spread."""
+    return x.full_tensor() if is_spread(x) else x
+
+
+def spread_like(x: Tensor, other: Tensor) -> Tensor:
+    """``x``, which every rank has whole, in the parts in which ``other`` is spread, if it is; no communication."""
+    from torch.distributed.tensor import distribute_tensor
+
+    if not is_spread(other):
+        return x
+    return distribute_tensor(x.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def broadcast_object(value: T) -> T:

@@ -104,6 +104,11 @@ class Batch:
     def target_example_P(self) -> Tensor:
         return self.example_B.repeat_interleave(self.supervised_BT.sum(1))
 
+    def select(self, user: Tensor) -> Batch:
+        """Some users of a training batch, by their rows."""
+        assert self.seen_item is None, "an evaluation batch cannot be cut"
+        return replace(self, **{name: value[user] for name, value in vars(self).items() if value is not None})
+
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device``."""
         moved = {name: value.to(device) for name, value in vars(self).items() if value is not None}
@@ -141,12 +146,16 @@ class Statistics:
     """Smallest reward that counts as top rated (``top_rated`` only)."""
 
 
-class Distribution(Protocol):
-    """π(· | s) over the whole catalogue at the P supervised positions of a batch. All that an algorithm sees."""
+class Likelihood(Protocol):
+    """π(a | s) at the P supervised positions of a batch, exact or estimated. All that these algorithms see."""
 
     def log_prob(self, item_P: Tensor) -> Tensor:
         """Log-probability of one item per position, shape (P,), float32, differentiable. Collective over ranks."""
         ...
+
+
+class Distribution(Likelihood, Protocol):
+    """π(· | s) over the whole catalogue at the P supervised positions of a batch, exact."""
 
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """Exact rank (1 = best) of one item per position among active items without the seen ones, shape (P,), int64.
@@ -159,7 +168,17 @@ class Distribution(Protocol):
 class Policy(Protocol):
     """A generative recommender: the only forward is from a batch to distributions at its supervised positions."""
 
-    def __call__(self, batch: Batch) -> Distribution: ...
+    def __call__(self, batch: Batch) -> Likelihood:
+        """What training descends: exact or, from drawn negatives, estimated."""
+        ...
+
+
+class ExactPolicy(Policy, Protocol):
+    """A policy that can be evaluated."""
+
+    def exact(self, batch: Batch) -> Distribution:
+        """Without dropout and gradients. Collective over ranks."""
+        ...
 
 
 class Algorithm(Protocol):

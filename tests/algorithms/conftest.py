@@ -18,14 +18,6 @@ class TabularDistribution:
     def log_prob(self, item_P: Tensor) -> Tensor:
         return self.log_prob_PV.gather(1, item_P[:, None])[:, 0]
 
-    def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
-        score_PV = self.log_prob_PV.clone()
-        position_S = torch.repeat_interleave(torch.arange(len(item_P)), seen_length_P)
-        own_P = self.log_prob(item_P)
-        score_PV[position_S, seen_item] = -torch.inf
-        score_PV[torch.arange(len(item_P)), item_P] = -torch.inf
-        return 1 + (score_PV >= own_P[:, None]).sum(1)
-
 
 class TabularPolicy(nn.Module):
     """Logits of the next item are a learned row per last item."""

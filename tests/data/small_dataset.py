@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retilt import artifact, storage
+from retilt.data import vocabulary
 from retilt.data.schema import FORMAT, KIND, shard_schema, vocabulary_schema
 from retilt.data.split import bounds
 from retilt.data.statistics import Rewards
@@ -67,7 +68,7 @@ def write(
         "reward": {"min": 1.0, "max": 5.0},
         "shards": entries,
         "vocabulary": parts,
-        "vocabulary_sha256": "0" * 64,
+        "vocabulary_sha256": vocabulary.identity([pa.array([f"item-{i}" for i in range(1, items + 1)])]),
         "statistics": {"select": _statistics(users, k, 0), "refit": _statistics(users, k, 1)},
     }
     artifact.write_manifest(uri, KIND, FORMAT, body, files)

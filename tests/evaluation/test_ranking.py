@@ -21,6 +21,9 @@ class RankIsItem:
     asked: list[tuple[list[int], list[int], list[int]]] = field(default_factory=list)
 
     def __call__(self, batch: Batch) -> RankIsItem:
+        raise AssertionError("evaluation is exact")
+
+    def exact(self, batch: Batch) -> RankIsItem:
         return self
 
     def log_prob(self, item_P: torch.Tensor) -> torch.Tensor:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
 from tests.spawning import Ranks
 
 from retilt import ranks
-from retilt.models.catalog import ReplicatedTable, ShardedTable, initial_rows, stored_width
+from retilt.models.catalog import ReplicatedTable, ShardedTable, fill_initial_rows, stored_width
 from retilt.models.hstu import HSTU
 from retilt.models.optimizer import allocated_adam
 from retilt.models.policy import CataloguePolicy, Network
+from retilt.models.sampled import Sampler
 from retilt.training import parallel
+from retilt.training.approximation import sampling_gap
 from retilt.types import Batch
 
 ITEMS, WIDTH, STEPS = 101, 6, 5
@@ -35,7 +37,10 @@ def batch(step: int, share: slice) -> Batch:
     )
 
 
-def steps(placement: str, shares: list[list[int]]) -> dict[str, Any]:
+Way = tuple[Literal["uniform", "popularity", "in_batch"], Literal["shared", "per_position"]]
+
+
+def steps(placement: str, shares: list[list[int]], sampled: Way | None = None) -> dict[str, Any]:
     """Losses of a few steps and the rows this rank's softmax covers."""
     ranks.single()
     table: Any
@@ -48,7 +53,8 @@ def steps(placement: str, shares: list[list[int]]) -> dict[str, Any]:
     dense = allocated_adam(list(network.backbone.parameters()), 1e-2)
     active = torch.ones(ITEMS + 1, dtype=torch.bool)
     active[17] = False
-    policy = CataloguePolicy(SETTINGS, network, table, active, wrap=parallel.wrapper())
+    sampler = None if sampled is None else Sampler.of(*sampled, 24, True, active, torch.arange(1, ITEMS + 2))
+    policy = CataloguePolicy(SETTINGS, network, table, active, wrap=parallel.wrapper(), sampler=sampler)
     first, last = shares[ranks.rank()]
     losses = []
     for step in range(STEPS):
@@ -61,8 +67,9 @@ def steps(placement: str, shares: list[list[int]]) -> dict[str, Any]:
         dense.step()
         table.step()
         losses.append(float(ranks.sum_(total.detach().clone()) / count))
+    gap = None if sampled is None else sampling_gap(policy, mine)
     state = {name: value.tolist() for name, value in table.state().items()}
-    return {"losses": losses, "first": table.first, "last": table.last, **state}
+    return {"gap": gap, "losses": losses, "first": table.first, "last": table.last, **state}
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +97,22 @@ def test_two_ranks_equal_one(two_ranks: Ranks, alone: dict[str, Any], placement:
         torch.testing.assert_close(torch.tensor(part["sum"]), torch.tensor(alone["sum"])[rows], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize("way", [("popularity", "shared"), ("uniform", "per_position"), ("in_batch", "shared")])
+def test_sampled_steps_are_equal_in_both_placements_and_on_two_ranks(two_ranks: Ranks, way: Way) -> None:
+    alone = steps("replicated", [[0, 4]], way)
+    assert 0 < alone["gap"] < 1
+    one_shard = steps("row_wise", [[0, 4]], way)
+    found = [one_shard, *two_ranks(steps, "row_wise", [[0, 1], [1, 4]], way)]
+    found += two_ranks(steps, "replicated", [[0, 4], [4, 4]], way)
+    for part in found:
+        assert part["losses"] == pytest.approx(alone["losses"], rel=1e-5)
+        assert part["gap"] == pytest.approx(alone["gap"], rel=1e-4)
+        rows = slice(part["first"], part["last"])
+        torch.testing.assert_close(
+            torch.tensor(part["weight"]), torch.tensor(alone["weight"])[rows], rtol=1e-4, atol=1e-6
+        )
+
+
 def test_adam_on_two_ranks_equals_one(two_ranks: Ranks) -> None:
     wanted = steps("adam", [[0, 4]])
     for part in two_ranks(steps, "adam", [[0, 1], [1, 4]]):
@@ -102,13 +125,19 @@ def test_padding_and_withdrawn_items_never_move(alone: dict[str, Any]) -> None:
     assert alone["sum"][0] == 0
 
 
+def initial_rows(first: int, last: int, seed: int) -> torch.Tensor:
+    rows = torch.full((last - first, stored_width(6)), torch.nan)
+    fill_initial_rows(rows, first, 6, seed)
+    return rows
+
+
 def test_initial_rows_do_not_depend_on_how_they_are_cut() -> None:
-    whole = initial_rows(0, 10_000, 6, seed=3)
+    whole = initial_rows(0, 10_000, seed=3)
     cuts = [0, 17, 4096, 5000, 10_000]
-    parts = [initial_rows(first, last, 6, seed=3) for first, last in itertools.pairwise(cuts)]
+    parts = [initial_rows(first, last, seed=3) for first, last in itertools.pairwise(cuts)]
     assert torch.equal(torch.cat(parts), whole)
-    assert whole.shape == (10_000, stored_width(6)) == (10_000, 8)
+    assert whole.shape == (10_000, 8)
     assert not whole[:, 6:].any()
     assert not whole[0].any()
     assert whole[1:, :6].std().item() == pytest.approx(0.02 * 0.88, rel=0.02)  # cut at two SDs, which leaves .88 of one
-    assert not torch.equal(whole, initial_rows(0, 10_000, 6, seed=4))
+    assert not torch.equal(whole, initial_rows(0, 10_000, seed=4))

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from retilt.models import dropout
+from retilt.models import counter, dropout
 
 
 def kept(rate: float, examples: int, place: int, seed: int = 1, step: int = 2) -> torch.Tensor:
-    key = dropout.keys(torch.arange(examples), 100, seed, step)
+    key = counter.keys(torch.arange(examples), 100, seed, step)
     return dropout.dropout(torch.ones(examples, 100, 50), rate, key, place) > 0
 
 
@@ -35,14 +35,14 @@ def test_masks_of_other_places_steps_seeds_examples_and_positions_are_uncorrelat
 
 def test_a_mask_does_not_depend_on_the_batch_around_it() -> None:
     x = torch.ones(4, 10, 8)
-    whole = dropout.dropout(x, 0.3, dropout.keys(torch.tensor([9, 2, 5, 7]), 10, 0, 0), 0)
-    part = dropout.dropout(x[:2, :6], 0.3, dropout.keys(torch.tensor([5, 9]), 6, 0, 0), 0)
+    whole = dropout.dropout(x, 0.3, counter.keys(torch.tensor([9, 2, 5, 7]), 10, 0, 0), 0)
+    part = dropout.dropout(x[:2, :6], 0.3, counter.keys(torch.tensor([5, 9]), 6, 0, 0), 0)
     assert torch.equal(part, whole[[2, 0], :6])
 
 
 def test_expectation_and_the_ways_to_switch_it_off() -> None:
     x = torch.ones(50, 50, 50)
-    key = dropout.keys(torch.arange(50), 50, 0, 0)
+    key = counter.keys(torch.arange(50), 50, 0, 0)
     assert dropout.dropout(x, 0.2, key, 0).unique().tolist() == pytest.approx([0.0, 1.25])
     assert dropout.dropout(x, 0.2, None, 0) is x
     assert dropout.dropout(x, 0.0, key, 0) is x

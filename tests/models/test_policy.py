@@ -52,7 +52,7 @@ def user(whole: Batch, row: int) -> Batch:
 def ranks(found: CataloguePolicy, each: Batch) -> list[int]:
     assert each.seen_item is not None
     assert each.seen_length_P is not None
-    places: list[int] = found(each).ranks(each.target_item_P, each.seen_item, each.seen_length_P).tolist()
+    places: list[int] = found.exact(each).ranks(each.target_item_P, each.seen_item, each.seen_length_P).tolist()
     return places
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -55,7 +56,7 @@ def state(run: loop.Run) -> dict[str, torch.Tensor]:
     found = {f"table.{name}": value for name, value in run.policy.table.state().items()}
     found |= dict(run.policy.network.backbone.state_dict())
     found |= {f"{n}": value for n, value in run.replicas.tensors.items()}
-    return {name: value.clone() for name, value in found.items()}
+    return {name: ranks.part(value).clone() for name, value in found.items()}
 
 
 @contextmanager
@@ -72,11 +73,18 @@ def nan_in_the_loss(run: loop.Run) -> Iterator[None]:
 
 
 @contextmanager
-def infinite_gradient_of_one_parameter(run: loop.Run) -> Iterator[None]:
-    """The table's own gradient stays finite: it must be kept out all the same."""
-    handle = run.policy.network.backbone.layers[0].output.bias.register_hook(lambda grad: grad + torch.inf)  # type: ignore[index, union-attr]
+def infinite_gradient(parameter: str, run: loop.Run) -> Iterator[None]:
+    """Of one parameter; the table's own gradient stays finite: it must be kept out all the same."""
+    place, _, name = parameter.rpartition(".")
+    handles: list[Any] = []
+
+    def forward(module: Any, _: Any) -> None:  # under FSDP the whole parameter is there in a pass only
+        handles.append(getattr(module, name).register_hook(lambda grad: grad + torch.inf))
+
+    handles.append(run.policy.network.backbone.get_submodule(place).register_forward_pre_hook(forward))
     yield
-    handle.remove()
+    for handle in handles:
+        handle.remove()
 
 
 @contextmanager
@@ -116,19 +124,22 @@ def with_fault(each: dict[str, Any], fault: Any, at: int) -> tuple[list[str], in
     return changed, run.progress.skipped, run.progress.step, listener.notes
 
 
-@pytest.mark.parametrize("placement", ["replicated", "row_wise"])
+@pytest.mark.parametrize(
+    "values", [{"table": "replicated"}, {"table": "row_wise"}, {"table": "row_wise", "parallel": "fsdp"}]
+)
 @pytest.mark.parametrize(
     ("fault", "what"),
     [
         (nan_in_the_loss, "loss"),
-        (infinite_gradient_of_one_parameter, "gradient"),
+        (partial(infinite_gradient, "layers.0.output.bias"), "gradient"),
+        (partial(infinite_gradient, "position"), "gradient"),
         (nan_in_every_gradient, "gradient"),
     ],
 )
 def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(
-    data: str, two_ranks: Ranks, tmp_path: Path, placement: str, fault: Any, what: str
+    data: str, two_ranks: Ranks, tmp_path: Path, values: dict[str, str], fault: Any, what: str
 ) -> None:
-    found = two_ranks(with_fault, task(data, tmp_path / "run", table=placement), fault, 3)
+    found = two_ranks(with_fault, task(data, tmp_path / "run", **values), fault, 3)
     for changed, skipped, steps, _ in found:
         assert (changed, skipped, steps) == ([], 1, 10)
     notes = [note for note in found[0][3] if "finite" in note]

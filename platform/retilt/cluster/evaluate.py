@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from retilt import ranks, storage
@@ -14,7 +15,7 @@ from retilt.cluster import session
 from retilt.cluster.display import say
 from retilt.cluster.messages import Update
 from retilt.cluster.workers import on_workers
-from retilt.config import EvaluateConfig, place_table, plain
+from retilt.config import EvaluateConfig, model_of, place_table, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import check_world
 from retilt.data.stream import evaluation_batches
@@ -24,7 +25,6 @@ from retilt.evaluation.markdown import console_table
 from retilt.evaluation.ranking import tally
 from retilt.evaluation.report import Evaluated
 from retilt.evaluation.statistics import Tally
-from retilt.models.hstu import HSTU
 from retilt.ranks import together
 from retilt.training import checkpoint, parallel
 from retilt.training.assemble import Blueprint, assemble
@@ -102,6 +102,7 @@ def _identities(
             "uri": place,
             "fingerprint": checkpoint.fingerprint(place),
             "protocol": state["lineage"][-1]["protocol"],
+            "model": plain(model_of(state, place)),
             "algorithm": state["config"]["algorithm"],
             "epochs": state["epochs"],
             "config_sha256": state["config_sha256"],
@@ -139,15 +140,18 @@ def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
 
 def _evaluate(config: EvaluateConfig, dataset: Dataset, place: str, device: Any) -> Tally:
     state = checkpoint.read_state(place)
-    model = HSTU.model_validate(state["model"])
+    model = model_of(state, place)
     placement = place_table(config.table, dataset.items)
     blueprint = Blueprint(model, dataset.items, placement, "row_wise_adagrad", 1e-3, 1e-3, 0.0, 0)
-    policy, _ = assemble(blueprint, dataset.active(), device)
+    # Items that came after the policy was trained: it cannot recommend them, and as targets they are misses.
+    known = torch.arange(dataset.items + 1) <= int(state["items"])
+    counts = dataset.train_counts(state["lineage"][-1]["protocol"]) * known
+    policy, _ = assemble(blueprint, dataset.active() & known, device)
     together(lambda: checkpoint.load(place, policy, None))
     batches = evaluation_batches(
         dataset, config.part, model.max_length, config.exclude_history, config.batch_users, ranks.rank(), ranks.world()
     )
     return tally(
-        policy.eval(), batches, train_counts=dataset.train_counts(state["lineage"][-1]["protocol"]),
+        policy.eval(), batches, train_counts=counts,
         min_reward=config.min_reward, replicates=config.replicates, seed=config.seed, device=device,
     )  # fmt: skip

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from retilt.evaluation.metrics import MISS, metrics
 from retilt.evaluation.statistics import CPU, Tally
-from retilt.types import Batch, Policy
+from retilt.types import Batch, ExactPolicy
 
 
 @torch.no_grad()
 def tally(
-    policy: Policy,
+    policy: ExactPolicy,
     batches: Iterable[Batch],
     *,
     train_counts: Tensor,
@@ -44,11 +44,11 @@ def tally(
     return found
 
 
-def _ranks(policy: Policy, batch: Batch) -> Tensor:
+def _ranks(policy: ExactPolicy, batch: Batch) -> Tensor:
     item_P, seen_item, seen_length_P = batch.target_item_P, batch.seen_item, batch.seen_length_P
     if seen_item is None or seen_length_P is None:
         seen_item, seen_length_P = item_P.new_zeros(0), torch.zeros_like(item_P)
-    return policy(batch).ranks(item_P, seen_item, seen_length_P)
+    return policy.exact(batch).ranks(item_P, seen_item, seen_length_P)
 
 
 def _members(batch: Batch, min_reward: float | None) -> Tensor:

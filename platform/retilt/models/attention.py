@@ -132,5 +132,10 @@ def _offsets(length: int, maximum: int, device: torch.device) -> Tensor:
 def pointwise_attention(
     q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, w_position: Tensor, w_time: Tensor, bucket_BTT: Tensor, maximum: int
 ) -> Tensor:
-    """HSTU attention of every user and head, shape (B, H, T, D); ``maximum`` is N (T <= N). Differentiable."""
-    return _PointwiseAttention.apply(q_BHTD, k_BHTD, v_BHTD, w_position, w_time, bucket_BTT, maximum)  # type: ignore[no-any-return, no-untyped-call]
+    """HSTU attention of every user and head, shape (B, H, T, D); ``maximum`` is N (T <= N). Differentiable.
+
+    In the precision of ``w_position``, whatever autocast has made of q, k and v: nothing normalises these sums.
+    """
+    q, k, v = (each.to(w_position.dtype) for each in (q_BHTD, k_BHTD, v_BHTD))
+    with torch.autocast(q.device.type, enabled=False):
+        return _PointwiseAttention.apply(q, k, v, w_position, w_time, bucket_BTT, maximum)  # type: ignore[no-any-return, no-untyped-call]

@@ -56,18 +56,19 @@ def stored_width(width: int) -> int:
     return -(-width // 4) * 4
 
 
-def initial_rows(first: int, last: int, width: int, seed: int) -> Tensor:
-    """Rows first … last (exclusive) as all placements start with them: truncated normal, SD .02, (R, stored)."""
-    rows = torch.zeros(last - first, stored_width(width))
+@torch.no_grad()
+def fill_initial_rows(rows_RS: Tensor, first: int, width: int, seed: int) -> None:
+    """Fill rows first, first + 1, … of a table (R, stored width) in place: truncated normal, SD .02, row 0 zero."""
+    last = first + len(rows_RS)
+    rows_RS.zero_()
+    values = torch.empty(BLOCK, width)
     for block in range(first // BLOCK, -(-last // BLOCK)):
         generator = torch.Generator().manual_seed((seed * 1_000_003 + block) & 0x7FFFFFFFFFFFFFFF)
-        values = torch.empty(BLOCK, width)
         nn.init.trunc_normal_(values, std=0.02, a=-0.04, b=0.04, generator=generator)
         start, stop = max(first, block * BLOCK), min(last, (block + 1) * BLOCK)
-        rows[start - first : stop - first, :width] = values[start - block * BLOCK : stop - block * BLOCK]
+        rows_RS[start - first : stop - first, :width] = values[start - block * BLOCK : stop - block * BLOCK]
     if first == 0 and last > 0:
-        rows[0] = 0.0
-    return rows
+        rows_RS[0] = 0.0
 
 
 class ReplicatedTable(nn.Module):
@@ -79,13 +80,18 @@ class ReplicatedTable(nn.Module):
         super().__init__()
         self.items, self.width = items, width
         self.first, self.last = 0, items + 1
-        self.weight = nn.Parameter(initial_rows(0, items + 1, width, seed))
+        self.weight = nn.Parameter(torch.empty(items + 1, stored_width(width)))
+        fill_initial_rows(self.weight, 0, width, seed)
         self._optimizer = _dense_optimizer(self.weight, optimizer, learning_rate)
 
-    def forward(self, item_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of the histories (B, T, D) and the rows of the catalogue (V + 1, D)."""
-        rows = self.weight[:, : self.width]
-        return embedding(item_BT, rows), rows
+    def forward(self, item_M: Tensor) -> Tensor:
+        """Embeddings of items (M, D)."""
+        return embedding(item_M, self.weight)[:, : self.width]
+
+    @property
+    def rows(self) -> Tensor:
+        """The live rows first … last (V + 1, stored width)."""
+        return self.weight
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors: weight, and ``exp_avg``, ``exp_avg_sq``, ``step`` (Adam) or ``sum`` (row-wise Adagrad)."""
@@ -122,8 +128,10 @@ def _flat(value: Tensor) -> Tensor:
 class ShardedTable:
     """Rows spread over the ranks in equal blocks by TorchRec; row-wise Adagrad runs inside the backward pass.
 
-    One EmbeddingCollection, two features: ``history`` (looked up across ranks) and ``candidates``, for which each rank
-    asks for exactly the rows it owns. The lookup is differentiable and both gradients meet in one fused update.
+    One EmbeddingCollection with one feature. A lookup asks the ranks for distinct items. Where the softmax needs the
+    rows that this rank owns as well, it gets the table itself: between TorchRec's input and output stage the rows asked
+    for are read and, in the backward pass, all rows updated by ``_WholeShard``. The gradient is then all that exists of
+    a shard's size beside the table. (FBGEMM's own update of a million rows on CPU takes two shards more, and a second.)
     """
 
     sharded = True
@@ -131,34 +139,61 @@ class ShardedTable:
     def __init__(self, items: int, width: int, seed: int, learning_rate: float, device: torch.device) -> None:
         ranks.single()
         self.items, self.width = items, width
-        self._module = _sharded_collection(items + 1, stored_width(width), learning_rate, device)
-        self._weight = dict(self._module.named_parameters())["items.embeddings.item.weight"].data
+        self._learning_rate, self._device = learning_rate, device
+        self._parallel = _sharded_collection(items + 1, stored_width(width), learning_rate, device)
+        self._collection = self._parallel.module.items
+        self._weight = dict(self._parallel.named_parameters())["items.embeddings.item.weight"].data
         block = -(-(items + 1) // ranks.world())
         self.first = min(ranks.rank() * block, items + 1)
         self.last = self.first + len(self._weight)
-        self._weight.copy_(initial_rows(self.first, self.last, width, seed))
-        self._own = torch.arange(self.first, self.last, device=device)
+        fill_initial_rows(self._weight, self.first, width, seed)
+        self._root = torch.zeros((), device=device, requires_grad=True)
+        self._state = {"weight": self._weight, "sum": self._accumulator()}
 
-    def lookup(self, item_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Embeddings of this rank's histories (B, T, D) and the rows it owns (R, D). Collective."""
+    @property
+    def rows(self) -> Tensor:
+        """The live rows that this rank owns (R, stored width), outside any graph."""
+        weight: Tensor = self._state["weight"]
+        return weight
+
+    def lookup(self, item_M: Tensor, *, own: bool) -> tuple[Tensor, Tensor | None]:
+        """Embeddings of items (M, D) and, if asked for, the rows this rank owns (R, stored width). Collective."""
         from torchrec import KeyedJaggedTensor
 
-        users, length = item_BT.shape
-        features = KeyedJaggedTensor(
-            keys=["history", "candidates"],
-            values=torch.cat([item_BT.reshape(-1), self._own]),
-            lengths=torch.tensor([users * length, len(self._own)], device=item_BT.device),
-        )
-        found = self._module(features)
-        history = found["history"].values()[:, : self.width].view(users, length, self.width)
-        return history, found["candidates"].values()[:, : self.width]
+        distinct_U, place_M = torch.unique(item_M, return_inverse=True)
+        features = KeyedJaggedTensor(["item"], distinct_U, lengths=torch.tensor([len(distinct_U)], device=self._device))
+        context = self._collection.create_context()
+        asked = self._collection.input_dist(context, features).wait().wait()
+        rows_RS: Tensor | None = None
+        if own:
+            context.sharding_contexts[0].lengths_after_input_dist = asked[0].lengths().view(-1, asked[0].stride())
+            answers, rows_RS = _WholeShard.apply(self._root, asked[0].values(), self)  # type: ignore[no-untyped-call]
+        else:
+            (answers,) = self._collection.compute(context, asked)
+        distinct_US = self._collection.output_dist(context, [answers]).wait()["item"].values()
+        return embedding(place_M, distinct_US)[:, : self.width], rows_RS
+
+    @torch.no_grad()
+    def update(self, grad_RS: Tensor) -> None:
+        """One step of row-wise Adagrad on every row of this rank, as FBGEMM takes it; block by block."""
+        sum_R = self._state["sum"]
+        for start in range(0, len(grad_RS), BLOCK):
+            some = slice(start, start + BLOCK)
+            sum_R[some].add_(grad_RS[some].square().mean(1))
+            self._weight[some].addcdiv_(
+                grad_RS[some], sum_R[some, None].sqrt().add_(EPSILON), value=-self._learning_rate
+            )
 
     def state(self) -> dict[str, Tensor]:
         """Live tensors of the rows this rank owns: ``weight`` and ``sum`` (row-wise Adagrad's accumulator)."""
+        return dict(self._state)
+
+    def _accumulator(self) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchRec builds its state through a deprecated ShardedTensor constructor
-            state = self._module.fused_optimizer.state_dict()["state"]["items.embeddings.item.weight"]
-        return {"weight": self._weight, "sum": state["item.momentum1"].local_shards()[0].tensor}
+            state = self._parallel.fused_optimizer.state_dict()["state"]["items.embeddings.item.weight"]
+        accumulator: Tensor = state["item.momentum1"].local_shards()[0].tensor
+        return accumulator
 
     def step(self) -> None:
         """Nothing: the backward pass has updated the rows."""
@@ -181,9 +216,7 @@ def _sharded_collection(rows: int, width: int, learning_rate: float, device: tor
         raise InputError(
             f"a table of {rows - 1} items cannot be sharded over {ranks.world()} workers; use fewer workers"
         )
-    config = EmbeddingConfig(
-        name="item", num_embeddings=rows, embedding_dim=width, feature_names=["history", "candidates"]
-    )
+    config = EmbeddingConfig(name="item", num_embeddings=rows, embedding_dim=width, feature_names=["item"])
     holder = _Holder(EmbeddingCollection(tables=[config], device=torch.device("meta")))
     apply_optimizer_in_backward(RowWiseAdagrad, holder.items.parameters(), {"lr": learning_rate, "eps": EPSILON})
     sharder: Any = EmbeddingCollectionSharder()
@@ -205,6 +238,27 @@ def _sharded_collection(rows: int, width: int, learning_rate: float, device: tor
         sharders=[sharder],
         init_data_parallel=False,
     )
+
+
+class _WholeShard(torch.autograd.Function):
+    """Some rows of a rank's table and all of them; backward, the gradients of both meet in one update.
+
+    TorchRec's way back divides the gradients of the rows asked for by the number of ranks, so those of all rows are
+    divided too. ``root`` is a leaf without meaning: without one there would be no backward pass.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, root: Tensor, asked_M: Tensor, table: ShardedTable) -> tuple[Tensor, Tensor]:
+        ctx.asked_M, ctx.table = asked_M, table
+        return table.rows[asked_M], table.rows.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, ...]:
+        grad_MS, grad_RS = grads
+        if ranks.world() > 1:
+            grad_RS.div_(ranks.world())
+        ctx.table.update(grad_RS.index_add_(0, ctx.asked_M, grad_MS))
+        return None, None, None
 
 
 class _Holder(nn.Module):

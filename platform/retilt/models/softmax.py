@@ -1,15 +1,17 @@
-"""The exact softmax over the catalogue, in tiles: nothing of size positions × items exists, forward or backward.
+"""The exact softmax over the catalogue: nothing of size positions × items exists, forward or backward.
 
-``log π(a|s) = h·e_a − log Σ_j exp(h·e_j)`` over all active items j. With a sharded table every rank works through the
-rows it owns for the positions of *all* ranks: hidden states are gathered, the log-sum-exp and the target's logit are
-all-reduced. A replicated table needs no communication. Evaluation's exact ranks come from the same tiles.
+``log π(a|s) = h·e_a − log Σ_j exp(h·e_j)`` over all active items j, with e the normalised rows of the item table. Where
+the table is sharded, every rank works through the rows it owns for the positions of *all* ranks: hidden states are
+gathered, the log-sum-exp and the target's logit are all-reduced. A replicated table needs no communication. Entropy,
+KL, exact ranks and top-k come from the same tiles (tiles.py, ranking.py).
 
 Letters: P this rank's positions, N positions of all ranks that share the rows (P if replicated), R rows held here,
-D width, K rows of a tile. float32 throughout; float64 where the policy is evaluated.
+D width. float32 throughout; float64 where the policy is evaluated.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,22 +20,21 @@ import torch
 from torch import Tensor
 
 from retilt import ranks
+from retilt.models import ranking
+from retilt.models.tiles import LOG2_E, TILE_POSITIONS, Tile, log_sum_exp, log_sum_exp_backward, parts, tiles, unit
 
-TILE_ROWS = 2048
-TILE_POSITIONS = 256
-"""A tile of logits is 2 MiB of float32, about one core's second-level cache."""
-TIE = 1e-9
-"""Scores closer than this are equal. They are float64 from float32 tables, whose rounding differs by about 1e-15."""
+LN_2 = math.log(2)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows a rank's softmax covers."""
+    """Which rows of the catalogue a rank's softmax covers."""
 
-    rows_RD: Tensor
     first: int
-    inactive_R: Tensor
-    """bool: padding and items withdrawn from the catalogue; their probability is 0."""
+    last: int
+    """Exclusive."""
+    bias_R: Tensor
+    """0, or −∞ for padding and items withdrawn from the catalogue: their probability is 0."""
     sharded: bool
     """Rows are spread over ranks (collectives needed) rather than replicated."""
 
@@ -52,14 +53,23 @@ class Rows:
         """Sum over the ranks that hold other rows."""
         return ranks.sum_(x) if self.sharded else x
 
+    def max_(self, x: Tensor) -> Tensor:
+        """Maximum over the ranks that hold other rows."""
+        return ranks.max_(x) if self.sharded else x
+
     def holds(self, item_N: Tensor) -> Tensor:
         """Which items are rows of this rank, bool."""
-        return (item_N >= self.first) & (item_N < self.first + len(self.rows_RD))
+        return (item_N >= self.first) & (item_N < self.last)
 
 
-def _parts(size: int, step: int) -> Iterator[slice]:
-    for start in range(0, size, step):
-        yield slice(start, min(start + step, size))
+def _log_normaliser(hidden_ND: Tensor, rows_RD: Tensor, rows: Rows) -> Tensor:
+    """Log-sum-exp over the rows of all ranks, (N,), in units of ln 2."""
+    top_N, total_N = log_sum_exp(hidden_ND, rows_RD, rows.bias_R)
+    if rows.sharded:
+        highest_N = rows.max_(top_N.clone())
+        total_N = rows.sum_(total_N.mul_((top_N - highest_N).exp2_()))
+        top_N = highest_N
+    return top_N.add_(total_N.log2_())
 
 
 class _LogProb(torch.autograd.Function):
@@ -67,124 +77,162 @@ class _LogProb(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, item_P: Tensor, rows: Rows) -> Tensor:
-        hidden_ND, item_N = rows.gather(hidden_PD), rows.gather(item_P)
-        top_N, total_N = _log_sum_exp(hidden_ND, rows_RD, rows.inactive_R)
-        if rows.sharded:
-            highest_N = ranks.max_(top_N.clone())
-            total_N = ranks.sum_(total_N.mul_((top_N - highest_N).exp_()))
-            top_N = highest_N
-        lse_N = top_N.add_(total_N.log_())
+        hidden_ND, item_N = rows.gather(hidden_PD) * LOG2_E, rows.gather(item_P)
+        lse_N = _log_normaliser(hidden_ND, rows_RD, rows)
         mine_N = rows.holds(item_N)
         local = item_N[mine_N] - rows.first
         hit_N = torch.zeros_like(lse_N)
-        hit_N[mine_N] = (hidden_ND[mine_N] * rows_RD[local]).sum(1)
+        hit_N[mine_N] = (hidden_ND[mine_N] * unit(rows_RD[local], hidden_ND.dtype)).sum(1)
         ctx.save_for_backward(hidden_ND, rows_RD, lse_N, mine_N, local)
         ctx.rows, ctx.positions = rows, len(hidden_PD)
-        return rows.own(rows.sum_(hit_N).sub_(lse_N), len(hidden_PD))
+        return rows.own(rows.sum_(hit_N).sub_(lse_N).mul_(LN_2), len(hidden_PD))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         hidden_ND, rows_RD, lse_N, mine_N, local = ctx.saved_tensors
         rows: Rows = ctx.rows
         grad_N = rows.gather(grads[0].contiguous())
-        grad_hidden_ND, grad_rows_RD = torch.zeros_like(hidden_ND), torch.zeros_like(rows_RD)
-        buffer = torch.empty(TILE_POSITIONS * TILE_ROWS, dtype=hidden_ND.dtype, device=hidden_ND.device)
-        for some in _parts(len(rows_RD), TILE_ROWS):
-            rows_KD, grad_KD, inactive = rows_RD[some], grad_rows_RD[some], _indices(rows.inactive_R[some])
-            for at in _parts(len(hidden_ND), TILE_POSITIONS):
-                p = _logits(hidden_ND[at], rows_KD, inactive, buffer).sub_(lse_N[at, None]).exp_()
-                p.mul_(grad_N[at, None].neg())
-                grad_hidden_ND[at].addmm_(p, rows_KD)
-                grad_KD.addmm_(p.T, hidden_ND[at])
+        grad_hidden_ND, grad_rows_RD = log_sum_exp_backward(hidden_ND, rows_RD, rows.bias_R, lse_N, -grad_N)
+        with torch.enable_grad():
+            target = rows_RD[local].requires_grad_()
+            unit_MD = unit(target, hidden_ND.dtype)
         weight = grad_N[mine_N, None]
-        grad_rows_RD.index_add_(0, local, weight * hidden_ND[mine_N])
-        grad_hidden_ND[mine_N] += weight * rows_RD[local]
+        grad_hidden_ND[mine_N] += weight * unit_MD.detach()
+        (grad_target,) = torch.autograd.grad(unit_MD, target, weight * hidden_ND[mine_N] / LOG2_E)
+        grad_rows_RD.index_add_(0, local, grad_target)
         return rows.own(rows.sum_(grad_hidden_ND), ctx.positions), grad_rows_RD, None, None
 
 
-def _indices(mask_K: Tensor) -> Tensor | None:
-    return mask_K.nonzero().squeeze(1) if bool(mask_K.any()) else None
+@dataclass(frozen=True)
+class _Compared:
+    """Two policies at the same positions, or one policy and nothing: what their log-ratio is worked out from."""
+
+    hidden_ND: Tensor
+    rows_RD: Tensor
+    lse_N: Tensor
+    bias_R: Tensor
+    other: _Compared | None
+
+    @classmethod
+    def of(cls, hidden_PD: Tensor, rows_RD: Tensor, rows: Rows, other: _Compared | None) -> _Compared:
+        """Collective where rows are sharded."""
+        hidden_ND = rows.gather(hidden_PD) * LOG2_E
+        return cls(hidden_ND, rows_RD, _log_normaliser(hidden_ND, rows_RD, rows), rows.bias_R, other)
+
+    def tiles(self) -> Iterator[tuple[Tile, Tile | None]]:
+        """The same rows of both."""
+        mine = tiles(self.rows_RD, self.bias_R, self.hidden_ND.dtype)
+        if self.other is None:
+            yield from ((tile, None) for tile in mine)
+        else:
+            yield from zip(mine, tiles(self.other.rows_RD, self.bias_R, self.other.hidden_ND.dtype), strict=True)
+
+    def ratio(self, tile: Tile, other: Tile | None, at: slice) -> tuple[Tensor, Tensor]:
+        """π and log2(π / ρ) of a tile at some positions (log2 π where there is no ρ)."""
+        ratio = tile.logits(self.hidden_ND[at]).sub(self.lse_N[at, None])
+        p = ratio.exp2()
+        if other is not None:
+            assert self.other is not None
+            ratio.sub_(other.logits(self.other.hidden_ND[at])).add_(self.other.lse_N[at, None])
+        return p, ratio.masked_fill_(p == 0, 0)  # 0 · log 0 = 0
 
 
-def _logits(hidden_ND: Tensor, rows_KD: Tensor, inactive: Tensor | None, buffer: Tensor) -> Tensor:
-    """One tile in reused memory (fresh memory costs as much as the product: its pages must be zeroed first)."""
-    out = buffer[: len(hidden_ND) * len(rows_KD)].view(len(hidden_ND), len(rows_KD))
-    torch.mm(hidden_ND, rows_KD.T, out=out)
-    return out if inactive is None else out.index_fill_(1, inactive, -torch.inf)
+class _Divergence(torch.autograd.Function):
+    """Σ_j π_j log(π_j / ρ_j) at each position for a fixed reference ρ; without one, Σ_j π_j log π_j."""
 
+    @staticmethod
+    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, other: _Compared | None, rows: Rows) -> Tensor:
+        both = _Compared.of(hidden_PD, rows_RD, rows, other)
+        mean_N = torch.zeros_like(both.lse_N)
+        for tile, other_tile in both.tiles():
+            for at in parts(len(mean_N), TILE_POSITIONS):
+                p, ratio = both.ratio(tile, other_tile, at)
+                mean_N[at] += p.mul_(ratio).sum(1)
+        rows.sum_(mean_N)
+        ctx.save_for_backward(both.hidden_ND, rows_RD, both.lse_N, mean_N)
+        ctx.other, ctx.rows, ctx.positions = other, rows, len(hidden_PD)
+        return rows.own(mean_N * LN_2, len(hidden_PD))
 
-def _log_sum_exp(hidden_ND: Tensor, rows_RD: Tensor, inactive_R: Tensor) -> tuple[Tensor, Tensor]:
-    """Running maximum and Σ exp(logit − maximum) of each position over this rank's rows."""
-    top_N = torch.full(
-        (len(hidden_ND),), torch.finfo(hidden_ND.dtype).min, dtype=hidden_ND.dtype, device=hidden_ND.device
-    )
-    total_N = torch.zeros_like(top_N)
-    buffer = torch.empty(TILE_POSITIONS * TILE_ROWS, dtype=hidden_ND.dtype, device=hidden_ND.device)
-    for some in _parts(len(rows_RD), TILE_ROWS):
-        inactive = _indices(inactive_R[some])
-        for at in _parts(len(hidden_ND), TILE_POSITIONS):
-            tile = _logits(hidden_ND[at], rows_RD[some], inactive, buffer)
-            high = torch.maximum(top_N[at], tile.amax(1))
-            total_N[at] = total_N[at] * (top_N[at] - high).exp_() + tile.sub_(high[:, None]).exp_().sum(1)
-            top_N[at] = high
-    return top_N, total_N
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        hidden_ND, rows_RD, lse_N, mean_N = ctx.saved_tensors
+        rows: Rows = ctx.rows
+        both = _Compared(hidden_ND, rows_RD, lse_N, rows.bias_R, ctx.other)
+        grad_N = rows.gather(grads[0].contiguous()) * LN_2
+        weighted_ND = hidden_ND * (grad_N / LOG2_E)[:, None]
+        grad_hidden_ND, grad_rows_RD = torch.zeros_like(hidden_ND), torch.empty_like(rows_RD)
+        for tile, other_tile in both.tiles():
+            grad_KD = torch.zeros_like(tile.unit_KD)
+            for at in parts(len(hidden_ND), TILE_POSITIONS):
+                p, ratio = both.ratio(tile, other_tile, at)
+                p.mul_(ratio.sub_(mean_N[at, None]))
+                grad_hidden_ND[at].addmm_(p, tile.unit_KD)
+                grad_KD.addmm_(p.T, weighted_ND[at])
+            tile.through_norm(grad_KD, grad_rows_RD[tile.rows])
+        grad_hidden_ND = rows.sum_(grad_hidden_ND.mul_(grad_N[:, None]))
+        return rows.own(grad_hidden_ND, ctx.positions), grad_rows_RD, None, None
 
 
 @dataclass(frozen=True)
 class CatalogueSoftmax:
-    """π(· | s) at the P supervised positions of a batch (types.Distribution)."""
+    """π(· | s) at the P supervised positions of a batch, exact (types.Distribution)."""
 
     hidden_PD: Tensor
+    """L2-normalised hidden states divided by the temperature."""
+    rows_RD: Tensor
+    """Rows of the item table that this rank covers, as they are stored."""
     rows: Rows
 
     def log_prob(self, item_P: Tensor) -> Tensor:
         """Exact log-probability of one item per position, shape (P,). Collective where rows are sharded."""
-        return _LogProb.apply(self.hidden_PD, self.rows.rows_RD, item_P, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+        return _LogProb.apply(self.hidden_PD, self.rows_RD, item_P, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+
+    def entropy(self) -> Tensor:
+        """Exact entropy in nats, shape (P,), differentiable. Collective where rows are sharded."""
+        return -_Divergence.apply(self.hidden_PD, self.rows_RD, None, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+
+    def kl(self, reference: CatalogueSoftmax) -> Tensor:
+        """Exact KL(π ‖ reference) in nats, shape (P,), differentiable by π alone. Collective where rows are sharded.
+
+        ``reference`` is another policy at the same positions, over the same rows.
+        """
+        with torch.no_grad():
+            other = _Compared.of(reference.hidden_PD, reference.rows_RD, self.rows, None)
+        return _Divergence.apply(self.hidden_PD, self.rows_RD, other, self.rows)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """Exact rank of one item per position among active, unseen items (1 = best; last among equals), int64.
 
         Items that score as high as the target or higher are counted over all rows; the seen ones among them, and the
-        target itself, are then taken off. Scores are compared in the precision of ``hidden_PD`` (float64 from a policy
-        in evaluation mode), which makes the rank independent of tiles, batches and workers.
+        target itself, are then taken off (ranking.py). Collective where rows are sharded.
         """
         rows = self.rows
-        hidden_ND, item_N = rows.gather(self.hidden_PD), rows.gather(item_P)
-        mine_N = rows.holds(item_N)
-        score_N = hidden_ND.new_zeros(len(item_N))
-        score_N[mine_N] = (hidden_ND[mine_N] * rows.rows_RD[item_N[mine_N] - rows.first]).sum(1)
-        floor_N = rows.sum_(score_N).sub_(TIE)
-        above_N = self._count(hidden_ND, floor_N)
-        above_N -= (mine_N & ~self._withdrawn(item_N, mine_N)).long()
-        above_N -= self._count_seen(hidden_ND, floor_N, rows.gather(seen_item), rows.gather(seen_length_P))
+        here, seen = self._scores(), ranking.Seen.of(rows.gather(seen_item), rows.gather(seen_length_P))
+        item_N = rows.gather(item_P)
+        floor_N = rows.sum_(here.of(torch.arange(len(item_N), device=item_N.device), item_N)).sub_(ranking.TIE)
+        above_N = here.count(floor_N) - here.counted(item_N)
+        above_N -= here.count_seen(floor_N, seen)
         return rows.own(rows.sum_(above_N), len(item_P)) + 1
 
-    def _withdrawn(self, item_N: Tensor, mine_N: Tensor) -> Tensor:
-        """Which of this rank's items are inactive (and so were not counted), bool; False for other ranks' items."""
-        found = torch.zeros_like(mine_N)
-        found[mine_N] = self.rows.inactive_R[item_N[mine_N] - self.rows.first]
-        return found
+    @torch.no_grad()
+    def top_k(self, k: int, seen_item: Tensor, seen_length_P: Tensor) -> tuple[Tensor, Tensor]:
+        """The k best active, unseen items of each position, best first: logits (P, k) and items (P, k), int64.
 
-    def _count(self, hidden_ND: Tensor, floor_N: Tensor) -> Tensor:
-        """Active rows of this rank that reach each position's floor, int64."""
-        above_N = torch.zeros(len(hidden_ND), dtype=torch.int64, device=hidden_ND.device)
-        buffer = torch.empty(TILE_POSITIONS * TILE_ROWS, dtype=hidden_ND.dtype, device=hidden_ND.device)
-        for some in _parts(len(self.rows.rows_RD), TILE_ROWS):
-            rows_KD, inactive = self.rows.rows_RD[some], _indices(self.rows.inactive_R[some])
-            for at in _parts(len(hidden_ND), TILE_POSITIONS):
-                above_N[at] += (_logits(hidden_ND[at], rows_KD, inactive, buffer) >= floor_N[at, None]).sum(1)
-        return above_N
+        Equal logits are ordered by item. Where fewer than k items are left, item 0 with logit −∞ fills up. Collective
+        where rows are sharded: each rank finds the best of its rows, and the ranks' lists are merged.
+        """
+        rows = self.rows
+        here, seen = self._scores(), ranking.Seen.of(rows.gather(seen_item), rows.gather(seen_length_P))
+        logit_Nk, item_Nk = here.top_k(k, seen)
+        if rows.sharded and ranks.world() > 1:
+            one = [1] * ranks.world()
+            logits, items = ranks.gather(logit_Nk[None], one), ranks.gather(item_Nk[None], one)
+            logit_Nk, item_Nk = ranking.best(logits.transpose(0, 1).flatten(1), items.transpose(0, 1).flatten(1), k)
+        return rows.own(logit_Nk, len(self.hidden_PD)), rows.own(item_Nk, len(self.hidden_PD))
 
-    def _count_seen(self, hidden_ND: Tensor, floor_N: Tensor, seen_item: Tensor, seen_length_N: Tensor) -> Tensor:
-        """This rank's seen, active items that reach each position's floor, int64."""
-        position = torch.arange(len(hidden_ND), device=hidden_ND.device).repeat_interleave(seen_length_N)
-        mine = self.rows.holds(seen_item)
-        mine &= ~self._withdrawn(seen_item, mine)
-        position, local = position[mine], seen_item[mine] - self.rows.first
-        count_N = torch.zeros(len(hidden_ND), dtype=torch.int64, device=hidden_ND.device)
-        for part in _parts(len(local), TILE_POSITIONS * TILE_ROWS // 8):
-            where = position[part]
-            score = (hidden_ND[where] * self.rows.rows_RD[local[part]]).sum(1)
-            count_N.index_add_(0, where, (score >= floor_N[where]).long())
-        return count_N
+    def _scores(self) -> ranking.Scores:
+        """All ranks' positions and this rank's rows, in float64."""
+        return ranking.Scores(
+            self.rows.gather(self.hidden_PD).double(), self.rows_RD, self.rows.bias_R, self.rows.first
+        )

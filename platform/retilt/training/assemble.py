@@ -10,11 +10,14 @@ import torch
 from torch import Tensor
 
 from retilt import ranks
+from retilt.config import Parallel, Precision, TrainConfig
 from retilt.data.collate import Rows, training_batch
+from retilt.data.dataset import Dataset
+from retilt.models.backbone import Model
 from retilt.models.catalog import ReplicatedTable, ShardedTable, TableOptimizer
-from retilt.models.hstu import HSTU
 from retilt.models.optimizer import allocated_adam
 from retilt.models.policy import CataloguePolicy, Network
+from retilt.models.sampled import Sampler
 from retilt.training import parallel
 
 
@@ -22,7 +25,7 @@ from retilt.training import parallel
 class Blueprint:
     """What a policy is built from; the same on every rank."""
 
-    model: HSTU
+    model: Model
     items: int
     placement: Literal["replicated", "row_wise"]
     table_optimizer: TableOptimizer
@@ -30,29 +33,59 @@ class Blueprint:
     table_learning_rate: float
     dropout: float
     seed: int
+    parallel: Parallel = "ddp"
+    precision: Precision = "float32"
+    activation_checkpointing: bool = False
 
 
-def assemble(blueprint: Blueprint, active: Tensor, device: torch.device) -> tuple[CataloguePolicy, torch.optim.Adam]:
+def assemble(
+    blueprint: Blueprint, active: Tensor, device: torch.device, sampler: Sampler | None = None
+) -> tuple[CataloguePolicy, torch.optim.Adam]:
     """A freshly initialised policy and the optimizer of its dense parameters (the table has its own).
 
-    ``active`` (V + 1,) bool marks the catalogue's items. Collective where the table is sharded.
+    ``active`` (V + 1,) bool marks the catalogue's items; with a ``sampler`` training uses the sampled softmax.
+    Collective where the table is sharded.
     """
     torch.manual_seed(blueprint.seed)
     backbone = blueprint.model.build(blueprint.dropout)
+    if blueprint.activation_checkpointing:
+        parallel.recompute_layers(backbone)
+    bf16 = blueprint.precision == "bf16"
     items, width, seed = blueprint.items, blueprint.model.width, blueprint.seed
     table: ReplicatedTable | ShardedTable
     if blueprint.placement == "replicated":
         rate = blueprint.learning_rate if blueprint.table_optimizer == "adam" else blueprint.table_learning_rate
         table = ReplicatedTable(items, width, seed, blueprint.table_optimizer, rate)
-        network = Network(backbone, table).to(device)
+        network = Network(backbone, table, bf16).to(device)
     else:
         table = ShardedTable(items, width, seed, blueprint.table_learning_rate, device)
-        network = Network(backbone, None).to(device)
+        network = Network(backbone, None, bf16).to(device)
+    wrap = parallel.wrapper(blueprint.parallel)
+    policy = CataloguePolicy(blueprint.model, network, table, active.to(device), seed, wrap, sampler)
+    # Only now: FSDP has put its parts in the place of the parameters.
     dense = allocated_adam(list(network.backbone.parameters()), blueprint.learning_rate)
-    policy = CataloguePolicy(blueprint.model, network, table, active.to(device), seed, parallel.wrapper())
-    if ranks.world() > 1:
+    if ranks.world() > 1 and blueprint.parallel == "ddp":
         _settle(policy, dense)
     return policy, dense
+
+
+def assemble_for(
+    config: TrainConfig, dataset: Dataset, device: torch.device
+) -> tuple[CataloguePolicy, torch.optim.Adam]:
+    """The policy that a complete training configuration describes. Collective where the table is sharded."""
+    assert config.model is not None
+    placement, sampler = config.placement_for(dataset.items), None
+    blueprint = Blueprint(
+        config.model, dataset.items, placement, config.optimizer_for(placement),
+        config.learning_rate, config.table_learning_rate, config.dropout, config.seed,
+        config.parallel, config.precision, config.activation_checkpointing,
+    )  # fmt: skip
+    if config.softmax == "sampled":
+        counts = dataset.train_counts(config.protocol)
+        sampler = Sampler.of(
+            config.proposal, config.negatives, config.negative_count, config.logq, dataset.active(), counts
+        ).to(device)
+    return assemble(blueprint, dataset.active(), device, sampler)
 
 
 def _settle(policy: CataloguePolicy, dense: torch.optim.Adam) -> None:

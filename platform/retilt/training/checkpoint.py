@@ -46,21 +46,25 @@ class Snapshot:
         self._width = 0
 
     def take(self, policy: CataloguePolicy, dense: torch.optim.Adam) -> None:
-        """Copy the rows that this rank holds; on rank 0 also the dense part, and a replicated table."""
-        table = policy.table
-        self._first, self._width = table.first, table.width
-        if ranks.rank() == 0:
-            self._copy("dense", _dense_parameters(policy))
-            self._copy("dense-optimizer", _dense_state(policy, dense))
-        if table.sharded or ranks.rank() == 0:
-            self._copy("table", table.state())
+        """Copy the rows that this rank holds; on rank 0 also the dense part, and a replicated table.
 
-    def _copy(self, kind: str, tensors: Mapping[str, Tensor]) -> None:
-        copies = self._copies.setdefault(kind, {})
+        Collective under FSDP: each tensor is gathered, one after the other, and rank 0 keeps it.
+        """
+        table, first = policy.table, ranks.rank() == 0
+        self._first, self._width = table.first, table.width
+        self._copy("dense", _dense_parameters(policy), first)
+        self._copy("dense-optimizer", _dense_state(policy, dense), first)
+        self._copy("table", table.state(), table.sharded or first)
+
+    def _copy(self, kind: str, tensors: Mapping[str, Tensor], keep: bool) -> None:
         for name, tensor in tensors.items():
+            whole = ranks.whole(tensor.detach())
+            if not keep:
+                continue
+            copies = self._copies.setdefault(kind, {})
             if name not in copies:
-                copies[name] = torch.empty_like(tensor, device="cpu", memory_format=torch.contiguous_format)
-            copies[name].copy_(tensor.detach())
+                copies[name] = torch.empty_like(whole, device="cpu", memory_format=torch.contiguous_format)
+            copies[name].copy_(whole)
 
     def write(self, uri: str, state: Mapping[str, Any] | None) -> list[artifact.FileEntry]:
         """Write the copies, and ``state`` where given, into the folder ``uri``; returns the files' entries."""
@@ -164,16 +168,18 @@ def fingerprint(uri: str) -> str:
 def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> list[str]:
     """Copy a checkpoint into a policy, and into its optimizers where ``dense`` is given; returns notes for the user.
 
-    Every rank reads the dense part and the ranges of rows it needs. Optimizer state of another kind than the policy's
-    (Adam's for row-wise Adagrad, say) is left out and noted.
+    Every rank reads the dense part and the ranges of rows it needs, and waits for no other. Optimizer state of another
+    kind than the policy's (Adam's for row-wise Adagrad, say) is left out and noted.
 
     Raises:
         InputError: a file is absent, damaged, or of other sizes.
     """
     manifest = _manifest(uri)
-    parameters = _verified(uri, manifest, "dense.safetensors")
+    parameters, live = _verified(uri, manifest, "dense.safetensors"), _dense_parameters(policy)
     try:
-        policy.network.backbone.load_state_dict(parameters)
+        policy.network.backbone.load_state_dict(
+            {name: ranks.spread_like(value, live.get(name, value)) for name, value in parameters.items()}
+        )
     except RuntimeError as problem:
         raise InputError(
             f"{uri}: dense.safetensors does not fit this model: {str(problem).splitlines()[-1].strip()}"
@@ -181,8 +187,8 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
     if dense is not None:
         saved = _verified(uri, manifest, "dense-optimizer.safetensors")
         for name, value in _dense_state(policy, dense).items():
-            value.copy_(saved[name])
-    return _load_table(uri, manifest, policy, with_optimizer=dense is not None)
+            value.copy_(ranks.spread_like(saved[name], value))
+    return _load_table(uri, manifest, policy, int(read_state(uri)["items"]), with_optimizer=dense is not None)
 
 
 def _verified(uri: str, manifest: Mapping[str, Any], path: str) -> dict[str, Tensor]:
@@ -190,8 +196,13 @@ def _verified(uri: str, manifest: Mapping[str, Any], path: str) -> dict[str, Ten
 
 
 @torch.no_grad()
-def _load_table(uri: str, manifest: Mapping[str, Any], policy: CataloguePolicy, with_optimizer: bool) -> list[str]:
+def _load_table(
+    uri: str, manifest: Mapping[str, Any], policy: CataloguePolicy, items: int, with_optimizer: bool
+) -> list[str]:
+    """Rows of the ``items`` that the checkpoint knows; those of later items stay as they are initialised."""
     table, state, notes = policy.table, policy.table.state(), set[str]()
+    if items < table.items:
+        notes.add(f"{table.items - items:,} items are new to the policy: their rows and optimizer state start anew")
     covered = 0
     for entry in manifest["files"]:
         if not (match := _TABLE.fullmatch(entry["path"])):
@@ -212,8 +223,9 @@ def _load_table(uri: str, manifest: Mapping[str, Any], policy: CataloguePolicy, 
             continue
         for name, value in saved.items():
             _copy_rows(state[name], value, here, there)
-    if covered != table.last - table.first:
-        raise InputError(f"{uri}: covers {covered} of the rows {table.first} to {table.last} of the item table")
+    last = max(table.first, min(table.last, items + 1))
+    if covered != last - table.first:
+        raise InputError(f"{uri}: covers {covered} of the rows {table.first} to {last} of the item table")
     return sorted(notes)
 
 

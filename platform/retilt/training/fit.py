@@ -11,7 +11,7 @@ from retilt.algorithms.weights import WeightTally
 from retilt.config import AnyAlgorithm
 from retilt.data.dataset import Dataset
 from retilt.data.stream import trained_positions
-from retilt.types import Statistics
+from retilt.types import InputError, Statistics
 
 
 def fit_statistics(
@@ -33,6 +33,12 @@ def _read(algorithm: AnyAlgorithm, dataset: Dataset, protocol: str, max_length: 
     statistics = rewards_of(algorithm, dataset, protocol)
     tally, counts = WeightTally.of(dataset.statistics(protocol)), dataset.train_counts(protocol)
     for item_P, reward_P, activity_P in trained_positions(dataset, protocol, max_length, ranks.rank(), ranks.world()):
+        # Negatives are drawn by these counts: such a target would never be one.
+        if len(missing := item_P[counts[item_P] == 0]):
+            raise InputError(
+                f"{dataset.uri}: item {int(missing[0])} is a training target, but the vocabulary counts no training "
+                "event of it; prepare the data set again"
+            )
         tally.add(reward_P, algorithm.weight(reward_P, statistics), counts[item_P], activity_P)
     return statistics, tally
 

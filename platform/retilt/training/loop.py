@@ -23,7 +23,8 @@ from retilt.data.stream import evaluation_batches, train_batches
 from retilt.evaluation.ranking import tally
 from retilt.ranks import together
 from retilt.training import checkpoint, parallel
-from retilt.training.assemble import Blueprint, assemble
+from retilt.training.approximation import sampling_gap, warnings
+from retilt.training.assemble import assemble_for
 from retilt.training.fit import fit_statistics
 from retilt.training.log import MetricsLog
 from retilt.training.meter import Meter
@@ -51,12 +52,7 @@ class Run:
         assert config.model is not None
         self.model = config.model
         self.plan = Plan.of(self.dataset, config.batch_users, config.seed)
-        placement = config.placement_for(self.dataset.items)
-        self.blueprint = Blueprint(
-            self.model, self.dataset.items, placement, config.optimizer_for(placement),
-            config.learning_rate, config.table_learning_rate, config.dropout, config.seed,
-        )  # fmt: skip
-        self.policy, self.dense = assemble(self.blueprint, self.dataset.active(), self.device)
+        self.policy, self.dense = assemble_for(config, self.dataset, self.device)
         self.replicas = Replicas.of(self.policy, self.dense)
         self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
         self.progress, self.notes = Progress(), list[str]()
@@ -166,12 +162,16 @@ class Run:
             self.dataset, self.plan, progress.cursor, self.config.protocol, self.model.max_length,
             ranks.rank(), ranks.world(),
         )  # fmt: skip
+        batch: Batch | None = None
         with contextlib.closing(batches):
             for batch in batches:
                 self._step(batch.to(self.device), meter, last)
         retried = torch.tensor(float(storage.retries() - retries), device=self.device)
         record = {"epoch": progress.cursor.epoch + 1, **meter.whole()}
         record |= {"checkpoint_seconds": self.saver.waited - waited, "storage_retries": float(ranks.sum_(retried))}
+        if self.policy.sampler is not None and batch is not None:
+            record["sampling_gap"] = gap = sampling_gap(self.policy, batch.to(self.device))
+            self._note(*warnings(gap, self.config))
         if self.config.protocol == "select":
             record |= self._validate()
         self._close_epoch(record)
@@ -335,6 +335,7 @@ class Run:
         raise _on_all_ranks(Stopped(f"stopped at step {step}, with a checkpoint; the same command continues there"))
 
     def _state(self) -> dict[str, Any]:
+        placement = self.config.placement_for(self.dataset.items)
         return {
             "step": self.progress.step,
             "progress": asdict(self.progress),
@@ -343,7 +344,7 @@ class Run:
             "model": plain(self.model),
             "items": self.dataset.items,
             "vocabulary_sha256": self.dataset.vocabulary_sha256,
-            "table": {"placement": self.blueprint.placement, "optimizer": self.blueprint.table_optimizer},
+            "table": {"placement": placement, "optimizer": self.config.optimizer_for(placement)},
             "lineage": self.task["lineage"],
             "statistics": asdict(self.statistics),
             "weights": self.weights,

@@ -47,7 +47,10 @@ def is_spike(loss: float, recent: Sequence[float], deviations: float | None) -> 
 
 @dataclass(frozen=True)
 class Replicas:
-    """The tensors of which every rank holds its own copy: dense parameters, their optimizer, a replicated table."""
+    """The tensors of which every rank holds its own copy: dense parameters, their optimizer, a replicated table.
+
+    Under FSDP there are no copies of parameters, and so nothing that a flipped bit in one would differ from.
+    """
 
     tensors: dict[str, Tensor]
 
@@ -60,7 +63,7 @@ class Replicas:
             found |= {f"{name}.{key}": value for key, value in state.items()}
         if not policy.table.sharded:
             found |= {f"table.{key}": value for key, value in policy.table.state().items()}
-        return cls(found)
+        return cls({name: tensor for name, tensor in found.items() if not ranks.is_spread(tensor)})
 
     def differing(self) -> str | None:
         """Names the first tensor whose copies differ and the ranks of each kind; None if all agree. Collective."""

@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from retilt import storage
-from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, plain
+from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, model_of, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Plan, check_world
 from retilt.evaluation.lineage import check_lineage
 from retilt.lease import LEASE
+from retilt.models.backbone import Model
 from retilt.models.catalog import stored_width
-from retilt.models.hstu import HSTU
 from retilt.training import checkpoint
 from retilt.training.fit import rewards_of
+from retilt.training.parallel import choose_device
 from retilt.types import DamagedError, InputError
 
 RUN, RESULT = "run.json", "result.json"
@@ -57,7 +58,8 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     rewards_of(config.algorithm, dataset, config.protocol)
     Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
-    model, initial, warning, start = config.model, None, None, None
+    model: Model | None = config.model
+    initial, warning, start = None, None, None
     if config.initial is not None:
         initial = checkpoint.find(storage.absolute(config.initial))
         state = checkpoint.read_state(initial)
@@ -72,6 +74,7 @@ def plan_run(config: TrainConfig) -> PlannedRun:
             "output": storage.absolute(config.output),
             "initial": initial,
             "model": model,
+            "softmax": config.softmax_for(dataset.items, choose_device(config.device).type == "cuda"),
         }
     )
     lineage.append(dataset.lineage(config.protocol, storage.name(config.output)))
@@ -79,8 +82,8 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     return PlannedRun(config, lineage, identity, dataset, warning)
 
 
-def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> HSTU:
-    model = HSTU.model_validate(state["model"])
+def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> Model:
+    model = model_of(state, initial)
     if config.model is not None and config.model != model:
         raise InputError(
             f"model differs from that of the initial policy {initial} ({state['model']}); leave model out: "
@@ -90,11 +93,12 @@ def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> 
 
 
 def require_vocabulary(state: dict[str, Any], dataset: Dataset, policy: str) -> None:
-    """Raise InputError where a policy and a data set number the items differently."""
-    if state["vocabulary_sha256"] != dataset.vocabulary_sha256:
+    """Raise InputError where a data set does not number a policy's items as the policy does; it may have more."""
+    if not dataset.extends(state["vocabulary_sha256"], state["items"]):
         raise InputError(
             f"{policy} was trained with another vocabulary ({state['items']:,} items) than the data set {dataset.uri} "
-            f"({dataset.items:,} items); use the data set that the policy was trained on"
+            f"({dataset.items:,} items); use the data set that the policy was trained on, or prepare the new one with "
+            "vocabulary= that data set, which keeps the items' numbers"
         )
 
 
@@ -186,8 +190,7 @@ def memory_estimate(run: PlannedRun) -> dict[str, float]:
     table = rows * stored_width(model.width) * 4
     optimizer = 2 * table if config.optimizer_for(placement) == "adam" else rows * 4
     positions = -(-config.batch_users // config.worker_range[0]) * model.max_length
-    inner = model.heads * model.head_width
-    activations = positions * (4 * model.width + model.blocks * (4 * model.width + 14 * inner) + model.max_length) * 4
+    activations = positions * (4 * model.width + model.kept_per_position) * 4
     parts = {"table": table, "optimizer": optimizer, "softmax": 3 * table, "activations": activations}
     parts["checkpoint"] = table + optimizer
     return {name: size / 2**20 for name, size in parts.items()}

@@ -69,7 +69,7 @@ def take_step(
         return result("spike")
     dense.zero_grad(set_to_none=True)
     policy.table.clear()
-    # DDP and TorchRec average gradients over ranks; a batch without any weight has no gradient to scale.
+    # DDP, FSDP and TorchRec average gradients over ranks; a batch without any weight has no gradient to scale.
     (loss.total * (ranks.world() / (count or 1.0))).backward()  # type: ignore[no-untyped-call]
     # A sharded table has agreed inside the backward pass, before its update.
     if not (policy.guard.finite if policy.table.sharded else policy.guard.agree()):
