@@ -15,6 +15,7 @@ from tests.data.small_dataset import sequences, write, write_shard
 from retilt import artifact
 from retilt.data.dataset import Dataset, RowGroup
 from retilt.data.split import bounds
+from retilt.data.vocabulary import identity
 from retilt.types import InputError
 
 ITEMS = 10
@@ -67,6 +68,19 @@ def test_counts_and_activity_start_with_padding(place):
         assert torch.equal(dataset.train_counts(protocol), torch.from_numpy(expected))
     assert dataset.active().tolist() == [False] + [True] * (ITEMS - 1) + [False]
     assert dataset.vocabulary()["item"].to_pylist() == [f"item-{i}" for i in range(1, ITEMS + 1)]
+
+
+@pytest.mark.parametrize("items", [1, 4, 5, 6, ITEMS])
+def test_a_vocabulary_extends_those_it_begins_with(place, items):
+    """The parts hold five items each."""
+    dataset = Dataset.open(place)
+    ids = [f"item-{i}" for i in range(1, ITEMS + 1)]
+    assert dataset.extends(identity([pa.array(ids[:items])]), items)
+    assert not dataset.extends(identity([pa.array(ids[:items])]), items - 1)
+    assert not dataset.extends(identity([pa.array([*ids[: items - 1], "another"])]), items)
+    longer = identity([pa.array([*ids, "another"])])
+    assert not dataset.extends(longer, ITEMS + 1)
+    assert dataset.item_type == pa.string()
 
 
 def test_a_policy_trained_here_records_what_it_saw(place):

@@ -10,7 +10,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
-from retilt.data import events
+from retilt.data import events, survey
 from retilt.data.schema import Columns
 from retilt.types import InputError
 
@@ -27,29 +27,56 @@ def table(rows=6, **columns):
 
 def everything(uris, drop=False):
     """All events of a source and what was dropped."""
-    plan = events.plan([str(uri) for uri in uris], COLUMNS, drop)
-    blocks = [
-        events.clean(t, plan.layout, first, block) for t in plan.tasks for first, block in events.read(t, plan.layout)
-    ]
-    dropped = {name: sum(each[1][name] for each in blocks) for name in blocks[0][1]}
-    return pa.concat_tables([each[0] for each in blocks]), dropped, plan
+    plan = survey.survey([str(uri) for uri in uris], COLUMNS, drop)
+    blocks = [block for task in plan.tasks() for block in events.blocks(task, plan.layout)]
+    dropped = {name: sum(each.dropped[name] for each in blocks) for name in blocks[0].dropped}
+    return pa.concat_tables([each.events for each in blocks]), dropped, plan
 
 
 def test_parquet_is_read_by_row_groups_and_keeps_its_order(tmp_path, monkeypatch):
-    monkeypatch.setattr(events, "TASK_ROWS", 4)
+    monkeypatch.setattr(survey, "TASK_ROWS", 4)
+    monkeypatch.setattr(survey, "_OPENING_ROWS", 0)
     for name in "ab":
         pq.write_table(table(10, x=list(range(10))), tmp_path / f"{name}.parquet", row_group_size=2)
     found, dropped, plan = everything([tmp_path / "a.parquet", tmp_path / "b.parquet"])
-    assert [(task.file, task.groups, task.first) for task in plan.tasks[:3]] == [
-        (0, (0, 1), 0),
-        (0, (2, 3), 4),
-        (0, (4,), 8),
+    # The two rows that are left of the first file share a task with the second's.
+    assert [[(piece.file, piece.groups, piece.first) for piece in task] for task in plan.tasks()] == [
+        [(0, (0, 1), 0)],
+        [(0, (2, 3), 4)],
+        [(0, (4,), 8), (1, (0, 1), 0)],
+        [(1, (2, 3), 4)],
+        [(1, (4,), 8)],
     ]
     assert plan.rows == 20
     assert found["order"].to_pylist() == [file * 2**40 + row for file in (0, 1) for row in range(10)]
     assert found["item"].to_pylist() == [10 * i for i in range(10)] * 2
     assert found["time"].to_pylist()[:2] == [TIME * 10**6, (TIME + 1) * 10**6]
     assert dropped == {"rows_null": 0, "rows_not_finite": 0}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv"])
+def test_many_small_files_share_tasks_and_blocks(tmp_path, kind):
+    for number in range(100):
+        log = table(3, i=[number, number, 7])
+        place = tmp_path / f"{number:03d}.{kind}"
+        pq.write_table(log, place) if kind == "parquet" else pacsv.write_csv(log, place)
+    uris = sorted(tmp_path.iterdir())
+    found, _, plan = everything(uris)
+    assert [len(task) for task in plan.tasks()] == [64, 36]  # to open a file takes as long as to read 16,384 rows
+    assert [len(list(events.blocks(task, plan.layout))) for task in plan.tasks()] == [1, 1]
+    assert found["order"].to_pylist() == [file * 2**40 + row for file in range(100) for row in range(3)]
+    assert found["item"].to_pylist() == [item for number in range(100) for item in (number, number, 7)]
+
+
+def test_a_large_row_group_is_read_in_blocks_and_small_ones_share_them(tmp_path):
+    pq.write_table(table(1000), tmp_path / "a.parquet")
+    pq.write_table(table(300), tmp_path / "b.parquet", row_group_size=30)
+    plan = survey.survey([str(tmp_path / name) for name in ("a.parquet", "b.parquet")], COLUMNS, False)
+    assert [piece.groups for piece in plan.pieces] == [(0,), tuple(range(10))]
+    (task,) = plan.tasks()
+    lengths = [len(block.events) for block in events.blocks(task, plan.layout, 100)]
+    assert sum(lengths) == 1300
+    assert all(100 <= length < 200 for length in lengths[:-1])
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".tsv"])
@@ -114,10 +141,10 @@ def test_ids_of_another_type_in_a_later_file(tmp_path):
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
     pq.write_table(table().rename_columns(["user_id", "i", "r", "t"]), tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"no column 'userid' \(columns\.user\); the file has user_id, i.*'user_id'"):
-        events.plan([str(tmp_path / "a.parquet")], COLUMNS.model_copy(update={"user": "userid"}), False)
+        survey.survey([str(tmp_path / "a.parquet")], COLUMNS.model_copy(update={"user": "userid"}), False)
     (tmp_path / "a.csv").write_text("u,i,rating,t\n")
     with pytest.raises(InputError, match=r"a\.csv: no column 'r' \(columns\.reward\)"):
-        events.plan([str(tmp_path / "a.csv")], COLUMNS, False)
+        survey.survey([str(tmp_path / "a.csv")], COLUMNS, False)
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "no magic", "empty csv"])
@@ -128,7 +155,7 @@ def test_damaged_files_are_named(tmp_path, damage):
     data = place.read_bytes()
     place.write_bytes({"empty": b"", "cut": data[:-20], "no magic": b"hello", "empty csv": b""}[damage])
     with pytest.raises(InputError, match=rf"{name}: "):
-        events.plan([str(place)], COLUMNS, False)
+        survey.survey([str(place)], COLUMNS, False)
 
 
 def test_a_damaged_page_is_named(tmp_path):
@@ -146,7 +173,7 @@ def test_a_source_without_rows(tmp_path):
     (tmp_path / "b.csv").write_text("u,i,r,t\n")
     for name in ("a.parquet", "b.csv"):
         with pytest.raises(InputError, match=f"{name}: no rows"):
-            events.plan([str(tmp_path / name)], COLUMNS, False)
+            survey.survey([str(tmp_path / name)], COLUMNS, False)
     pq.write_table(table(), tmp_path / "c.parquet")
     assert len(everything([tmp_path / "a.parquet", tmp_path / "b.csv", tmp_path / "c.parquet"])[0]) == 6
 
@@ -155,5 +182,5 @@ def test_the_fingerprint_sees_names_sizes_and_contents(tmp_path):
     for folder, log in (("1", table()), ("2", table()), ("3", table(i=[9] * 6))):
         (tmp_path / folder).mkdir()
         pq.write_table(log, tmp_path / folder / "a.parquet")
-    found = [events.plan([str(tmp_path / folder / "a.parquet")], COLUMNS, False).fingerprint for folder in "123"]
+    found = [survey.survey([str(tmp_path / folder / "a.parquet")], COLUMNS, False).fingerprint for folder in "123"]
     assert found[0] == found[1] != found[2]

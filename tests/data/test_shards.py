@@ -30,9 +30,8 @@ def events(rows, user=None):
 
 def sequences(shard):
     """Items of each user."""
-    return {
-        u: part.tolist() for u, part in zip(shard.users.to_pylist(), np.split(shard.item, shard.start[1:]), strict=True)
-    }
+    parts = np.split(shard.item, np.cumsum(shard.length)[:-1])
+    return {user: part.tolist() for user, part in zip(shard.users.to_pylist(), parts, strict=True)}
 
 
 ROWS = [("a", 1, 1.0, 30), ("b", 5, 2.0, 1), ("a", 2, 3.0, 10), ("a", 3, 4.0, 10), ("b", 6, 5.0, 2), ("b", 7, 1.0, 3)]
@@ -88,6 +87,17 @@ def test_users_too_short_for_the_split_are_dropped_and_counted():
     nobody = build(events([("c", 1, 1.0, 1)]), Limits(k=1))
     assert len(nobody.users) == len(nobody.item) == 0
     assert len(nobody.item_counts()) == 0
+
+
+def test_items_pass_the_minimums_before_short_sequences_are_dropped():
+    """User c has the 4 events that are asked for, but two of them with rare items (0)."""
+    rows = [(user, item, 1.0, item) for user in "ab" for item in range(1, 5)]
+    rows += [("c", item, 1.0, time) for time, item in enumerate((1, 9, 0, 0))] + [("d", 8, 1.0, 1)]
+    shard = build(events(rows), Limits(k=1, min_user_events=4, min_sequence_events=4))
+    assert set(sequences(shard)) == {"a", "b"}
+    assert (shard.counts["users_few_events"], shard.counts["users_too_short"]) == (1, 1)
+    assert shard.item_counts()["index"].to_pylist() == [1, 2, 3, 4]
+    assert shard.passed.tolist() == [1, 2, 3, 4, 9]
 
 
 def test_the_most_recent_events_are_kept():

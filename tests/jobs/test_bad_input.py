@@ -209,6 +209,8 @@ PREPARE: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "unknown scheme": (parquet(), ["source=nosuch://bucket/x"], "nosuch://bucket/x: no file system for nosuch://"),
     "memory": (parquet(), ["dataset=memory://set"], "dataset = memory://set: memory:// lives in one process"),
     "secret in a URI": (parquet(), ["source=s3://AKIA:topsecret@bucket/x"], "a s3:// URI holds credentials"),
+    "a vocabulary that is no data set": (parquet(), ["vocabulary=none"], "none: no dataset here"),
+    "a vocabulary of other ids": (parquet(), ["vocabulary=data"], "data: its item ids are string, those of the source"),
     "output of something else": (occupied, [], "set: the folder holds other files (thesis.tex)"),
     "output of a policy": (policy_in_the_way, [], "set/manifest.json: expected a dataset, found 'checkpoint'"),
     "output is a file": (file_in_the_way, [], "set: dataset must be a folder, this is a file"),
@@ -345,6 +347,45 @@ def configuration(text: str) -> Callable[[Path], None]:
 
 def nothing(place: Path) -> None:
     """The case is in the keys alone."""
+
+
+def a_log_there(place: Path) -> None:
+    (place / "log").mkdir()
+    put(place / "log" / "manifest.json", json.dumps({"kind": "event_log", "format": 1, "config": {}, "files": []}))
+
+
+def something_else_there(place: Path) -> None:
+    (place / "log").mkdir()
+    put(place / "log" / "thesis.tex", "mine")
+
+
+SIMULATE: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "no such preset": (nothing, ["preset=book"], "must be 'ratings', 'books', 'watch_time' or 'theory'"),
+    "no items": (nothing, ["items=1"], "items = 1: must be at least 2"),
+    "too few events": (nothing, ["events=999"], "events = 999 for users = 50: each user has at least 20"),
+    "too many events": (nothing, ["events=4000"], "give between 1,000 and 3,000 events"),
+    "too few items": (nothing, ["items=20"], "with so few items that do not repeat, at most 12; give more items"),
+    "a log of other settings": (a_log_there, [], "log: holds a log that was simulated with other settings"),
+    "output of something else": (something_else_there, [], "log: the folder holds other files (thesis.tex)"),
+    "output of a data set": (nothing, ["output=data"], "data/manifest.json: expected a event_log"),
+    "output is a file": (lambda place: put(place / "log", "mine"), [], "log: output must be a folder, this is a file"),
+    "output where nothing can be written": (nothing, ["output=/sys/log"], "/sys/log: cannot be written"),
+    "unknown scheme": (nothing, ["output=nosuch://bucket/log"], "no file system for nosuch://"),
+    "memory for several files": (
+        nothing,
+        ["output=memory://log", "events=2500000", "users=60000", "items=100000"],
+        "output = memory://log: memory:// lives in one process",
+    ),
+    "unknown key": (nothing, ["item=100"], "unknown key 'item'; did you mean 'items'?"),
+}
+
+
+@pytest.mark.parametrize("case", SIMULATE)
+def test_simulate(case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    make, keys, said = SIMULATE[case]
+    make(place)
+    argv = ["output=log", "users=50", "items=100", "events=1200", *keys]
+    assert said in refused("simulate", argv, place, monkeypatch, capfd)
 
 
 PRETRAIN: dict[str, tuple[Callable[[Path], None], list[str], str]] = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "jobs" / "configs"
 PREPARE = ["source=ml-100k", "dataset=d"]
 PRETRAIN = ["dataset=d", "output=o"]
 POSTTRAIN = [*PRETRAIN, "initial=p", "algorithm=exp_rsft"]
@@ -24,7 +25,14 @@ def run(job: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 @pytest.mark.parametrize(
-    ("job", "argv"), [("prepare", PREPARE), ("pretrain", PRETRAIN), ("posttrain", POSTTRAIN), ("evaluate", EVALUATE)]
+    ("job", "argv"),
+    [
+        ("prepare", PREPARE),
+        ("simulate", ["output=o", "preset=books"]),
+        ("pretrain", PRETRAIN),
+        ("posttrain", POSTTRAIN),
+        ("evaluate", EVALUATE),
+    ],
 )
 def test_print_config(job, argv, monkeypatch, capsys):
     assert run(job, [*argv, "--print-config"], monkeypatch) == 0
@@ -52,8 +60,14 @@ def test_a_wrong_key_or_value_ends_with_2_and_one_line(job, argv, words, monkeyp
     assert words in error
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "jobs" / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_algorithm_s_configuration_is_valid(file, monkeypatch, capsys):
     given = ["--config", str(file), "dataset=d", "output=o", "initial=p", "--print-config"]
     assert run("posttrain", given, monkeypatch) == 0, capsys.readouterr().err
     assert f"name: {file.stem}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("preset", sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.glob("*/*.yaml")))
+def test_every_preset_is_a_whole_configuration_of_its_job(preset, monkeypatch, capsys):
+    job = next((job for job in ("prepare", "pretrain", "evaluate") if f"/{job}" in preset), "posttrain")
+    assert run(job, ["--config", str(CONFIGS / preset), "--print-config"], monkeypatch) == 0, capsys.readouterr().err

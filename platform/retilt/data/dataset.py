@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from retilt import artifact, storage
+from retilt.data import vocabulary
 from retilt.data.schema import FORMAT, KIND, shard_schema
 from retilt.types import InputError
 
@@ -74,14 +75,14 @@ class Dataset:
     def _contradiction(self) -> str | None:
         if missing := [name for name in _NEEDED if name not in self.manifest]:
             return f"'{missing[0]}' is missing"
-        shards, vocabulary = self.manifest["shards"], self.manifest["vocabulary"]
+        shards, parts = self.manifest["shards"], self.manifest["vocabulary"]
         listed = {file["path"] for file in self.manifest["files"]}
-        if unlisted := [part["path"] for part in (*shards, *vocabulary) if part["path"] not in listed]:
+        if unlisted := [part["path"] for part in (*shards, *parts) if part["path"] not in listed]:
             return f"{unlisted[0]} is not among 'files'"
         groups = self.row_groups
         if self.users != sum(group.rows for group in groups) or any(group.rows < 1 for group in groups):
             return f"'users' is {self.users:,}, but the row groups hold {[group.rows for group in groups]}"
-        if self.items < 1 or self.items != sum(int(part["rows"]) for part in vocabulary):
+        if self.items < 1 or self.items != sum(int(part["rows"]) for part in parts):
             return f"'items' is {self.items:,}, but the vocabulary's parts hold another number"
         if not 1 <= self.lanes <= len(groups) or self.k < 1:
             return f"{self.lanes} lanes for {len(groups)} row groups, k = {self.k}; needs lanes ≤ row groups, k ≥ 1"
@@ -164,14 +165,36 @@ class Dataset:
         Raises:
             InputError: a part is absent or damaged, or the indices are not 1 … V.
         """
-        parts = []
+        return pa.concat_tables(self._vocabulary_parts())
+
+    def _vocabulary_parts(self) -> Iterator[Any]:
+        first = 1
         for part in self.manifest["vocabulary"]:
-            place = storage.join(self.uri, part["path"])
-            parts.append(storage.retried(partial(_read_table, place)))
-        table = pa.concat_tables(parts)
-        if not np.array_equal(table["index"].to_numpy(), np.arange(1, self.items + 1)):
-            raise InputError(f"{storage.join(self.uri, 'vocabulary')}: the indices are not 1 … {self.items}")
-        return table
+            table = storage.retried(partial(_read_table, storage.join(self.uri, part["path"])))
+            if not np.array_equal(table["index"].to_numpy(), np.arange(first, first + int(part["rows"]))):
+                raise InputError(f"{storage.join(self.uri, 'vocabulary')}: the indices are not 1 … {self.items}")
+            first += len(table)
+            yield table
+
+    def item_ids(self) -> Iterator[Any]:
+        """Arrow arrays of the items' ids, a part of the vocabulary at a time, in the order of the indices."""
+        for table in self._vocabulary_parts():
+            yield from table["item"].chunks
+
+    @property
+    def item_type(self) -> Any:
+        """Arrow type of the items' ids: int64 or string."""
+        place = storage.join(self.uri, self.manifest["vocabulary"][0]["path"])
+        return storage.retried(partial(_read_schema, place)).field("item").type
+
+    def extends(self, sha256: str, items: int) -> bool:
+        """Whether the first ``items`` ids of this vocabulary are, in their order, all of the one with that identity.
+
+        True for its own identity. Reads as much of the vocabulary as that is, a part at a time.
+        """
+        if items >= self.items:
+            return items == self.items and sha256 == self.vocabulary_sha256
+        return vocabulary.identity(_first(self.item_ids(), items)) == sha256
 
     @cached_property
     def _counts(self) -> dict[str, Tensor]:
@@ -219,6 +242,20 @@ class Dataset:
             raise InputError(
                 f"{place}: item {wrong} is outside the vocabulary (1 … {self.items}); prepare the data set again"
             )
+
+
+def _first(parts: Iterable[Any], rows: int) -> Iterator[Any]:
+    """The first ``rows`` values of arrays."""
+    for part in parts:
+        yield part.slice(0, rows)
+        rows -= min(rows, len(part))
+        if rows == 0:
+            return
+
+
+def _read_schema(place: str) -> Any:
+    with storage.reading(place), storage.open_input(place) as file:
+        return pq.read_schema(file)
 
 
 def _read_table(place: str) -> Any:

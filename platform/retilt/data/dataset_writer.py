@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from retilt import artifact, storage
-from retilt.data import events, schema, shards, sources, vocabulary
+from retilt.data import events, schema, sources, survey, vocabulary
+from retilt.data.extension import Earlier
+from retilt.data.shards import Occurring, Written
 from retilt.data.statistics import Rewards
 from retilt.settings import identity_hash, plain
 from retilt.types import InputError
@@ -22,58 +24,52 @@ REASONS = {
     "events_rare_items": "events of items with fewer than min_item_events events dropped",
     "events_duplicate": "duplicate events dropped",
     "events_too_many": "events beyond max_events_per_user dropped",
-    "users_too_short": "users too short for the split dropped",
+    "users_too_short": "users with fewer than min_sequence_events events left dropped",
 }
 
 
-@dataclass(frozen=True)
-class Written:
-    """What one shard's task tells the driver; ``entry`` is None where no user was kept."""
+class Totals:
+    """Sums over shards, which are added in their order; of each item three counts and a flag."""
 
-    shard: int
-    entry: artifact.FileEntry | None
-    row_groups: list[int]
-    events: int
-    events_in: int
-    users_in: int
-    reward: tuple[float, float]
-    counts: dict[str, int]
-    rewards: dict[str, Rewards]
-    items: Any
+    def __init__(self, items: int) -> None:
+        self.kept: list[Written] = []
+        self.users_in = 0
+        self.counts: Counter[str] = Counter()
+        self.items = {name: np.zeros(items, dtype=np.int64) for name in ("select", "refit", "kept")}
+        self.passed = np.zeros(items, dtype=bool)
+        self.rewards: dict[str, Rewards] = {}
 
     @property
-    def listing(self) -> dict[str, Any]:
-        """The shard in the manifest's ``shards``."""
-        assert self.entry is not None
-        rows = sum(self.row_groups)
-        return {"path": self.entry["path"], "rows": rows, "events": self.events, "row_groups": self.row_groups}
+    def users(self) -> int:
+        """Users that were kept."""
+        return sum(sum(each.row_groups) for each in self.kept)
 
-
-def write_shard(uri: str, shard: int, number: int, table: Any, limits: shards.Limits) -> Written:
-    """Build shard ``shard`` of ``number`` from its events and write it below ``uri``."""
-    built = shards.build(table, limits)
-    users_in = built.users_in
-    reward = (float(built.reward.min(initial=np.inf)), float(built.reward.max(initial=-np.inf)))
-    rewards = {protocol: built.rewards(protocol) for protocol in ("select", "refit")}
-    entry, groups = None, []
-    if len(built.users):
-        path = f"shards/part-{shard:05d}.parquet"
-        groups = shards.write(built, storage.join(uri, path), number)
-        entry = artifact.file_entry(uri, path)
-    return Written(
-        shard, entry, groups, len(built.item), len(table), users_in, reward, built.counts, rewards, built.item_counts()
-    )
+    def add(self, written: Written, occurring: Occurring) -> None:
+        """Add one shard."""
+        self.users_in += written.users_in
+        self.counts.update(written.counts)
+        row = occurring.counts["index"].to_numpy() - 1
+        for name, total in self.items.items():
+            total[row] += occurring.counts[name].to_numpy()
+        self.passed[occurring.passed - 1] = True
+        if written.entry is not None:
+            self.kept.append(written)
+            for protocol, rewards in occurring.rewards.items():
+                self.rewards[protocol] = self.rewards[protocol] + rewards if protocol in self.rewards else rewards
 
 
 class Writer:
     """The folder of one data set: ``check_place``, ``begin``, shards, ``finish``; or ``abandon``."""
 
-    def __init__(self, uri: str, config: BaseModel) -> None:
+    def __init__(self, uri: str, config: BaseModel, earlier: Earlier | None = None) -> None:
         self.uri = uri
         self.staging = storage.join(uri, "source")
         """Where a fetched source is put for the workers; gone when the data set is finished."""
+        self.earlier = earlier
         self._config = config
         self._identity = identity_hash(config)
+        if earlier is not None:
+            self._identity = artifact.fingerprint([self._identity, earlier.dataset.vocabulary_sha256])
 
     def check_place(self) -> None:
         """Refuse a folder that holds anything but this data set or leftovers of one that was never finished."""
@@ -115,92 +111,65 @@ class Writer:
         if storage.is_local(self.uri) and storage.exists(self.uri) and not storage.list_files(self.uri):
             storage.delete(self.uri)
 
-    def finish(
-        self, plan: events.Plan, item: Any, written: Sequence[Written], scanned: Mapping[str, int]
-    ) -> dict[str, Any]:
-        """Write the vocabulary and, last, the manifest; returns it.
+    def finish(self, plan: survey.Plan, item: Any, totals: Totals, counted: Mapping[str, int]) -> dict[str, Any]:
+        """Write the vocabulary, whose ids in their order are ``item``, and, last, the manifest; returns it.
+
+        ``counted``: how many ``rows`` and ``items`` the source has, and how many rows were bad for which reason.
 
         Raises:
-            InputError: no user is left; the source changed while it was read; a known data set is not complete.
+            InputError: no user is left; a known data set is not complete.
         """
-        if sum(each.events_in for each in written) != scanned["events"]:
-            raise InputError(f"{self._source()}: the source changed while it was read; run again when it is at rest")
-        users_in = sum(each.users_in for each in written)
-        if self._source() in sources.KNOWN:
-            sources.check(self._source(), scanned["rows"], users_in, scanned["items"])
-        kept = [each for each in written if each.entry is not None]
-        if not kept:
+        config = plain(self._config)
+        source = config["source"]
+        if source in sources.KNOWN:
+            sources.check(source, counted["rows"], totals.users_in, counted["items"])
+        if not totals.kept:
             raise InputError(
-                f"{self._source()}: none of {users_in:,} users has the 3 events left that a split needs "
-                "(training, validation, test)"
+                f"{source}: none of {totals.users_in:,} users has the {config['min_sequence_events']} "
+                "events left that min_sequence_events asks for (a split needs 3: training, validation, test)"
             )
-        parts = vocabulary.write(self.uri, item, _item_counts(written, len(item)))
-        files = [each.entry for each in kept if each.entry is not None]
+        if source in sources.KNOWN and config["on_duplicates"] == "keep":
+            minimums = {config[f"min_{of}_events"] for of in ("user", "item", "sequence")}
+            sources.check_filtered(source, minimums, totals.users, int(totals.passed.sum()))
+        parts = vocabulary.write(self.uri, item, totals.items)
+        files = [each.entry for each in totals.kept if each.entry is not None]
         files += [artifact.file_entry(self.uri, part["path"]) for part in parts]
-        body = self._body(plan, item, kept, parts, files)
-        body["counts"] = _counts(written) | {f"source_{name}": scanned[name] for name in ("rows", "items")}
-        body["counts"] |= {"source_users": users_in} | {n: scanned[n] for n in ("rows_null", "rows_not_finite")}
+        body = self._body(plan, item, totals, parts, files)
+        body["counts"] = totals.counts | {f"source_{name}": counted[name] for name in ("rows", "items")}
+        body["counts"] |= {"source_users": totals.users_in} | {reason: counted[reason] for reason in events.REASONS}
+        if self.earlier is not None:
+            body |= {"extends": self.earlier.entry, "changes": self.earlier.changes(totals.items["kept"])}
         storage.delete(self.staging)
         artifact.write_manifest(self.uri, schema.KIND, schema.FORMAT, body, files)
         storage.delete(storage.join(self.uri, MARKER))
         return artifact.read_manifest(self.uri, schema.KIND, [schema.FORMAT])
 
-    def _source(self) -> str:
-        return str(plain(self._config)["source"])
-
     def _body(
-        self, plan: events.Plan, item: Any, kept: Sequence[Written], parts: list[dict[str, Any]], files: list[Any]
+        self, plan: survey.Plan, item: Any, totals: Totals, parts: list[dict[str, Any]], files: list[Any]
     ) -> dict[str, Any]:
         config = plain(self._config)
         split = {"name": config["split"], "k": 1 if config["split"] == "last" else config["k"]}
-        users = sum(sum(each.row_groups) for each in kept)
-        statistics = {}
-        for protocol in ("select", "refit"):
-            rewards = kept[0].rewards[protocol]
-            for each in kept[1:]:
-                rewards = rewards + each.rewards[protocol]
-            statistics[protocol] = rewards.summary()
         known = config["source"] in sources.KNOWN
         hashes = [[file["path"], file["sha256"]] for file in files]
+        columns = {"user": plan.layout.user, "item": plan.layout.item, "rewards": ["reward"]}
         return {
             "name": config["name"] or (config["source"] if known else storage.name(self.uri)),
             "fingerprint": artifact.fingerprint([schema.FORMAT, split, hashes]),
             "source_fingerprint": plan.fingerprint,
-            "users": users,
+            "users": totals.users,
             "items": len(item),
-            "events": sum(each.events for each in kept),
-            "lanes": schema.lanes(users, sum(len(each.row_groups) for each in kept)),
+            "events": sum(each.events for each in totals.kept),
+            "lanes": schema.lanes(totals.users, sum(len(each.row_groups) for each in totals.kept)),
             "split": split,
-            "reward": {"min": min(each.reward[0] for each in kept), "max": max(each.reward[1] for each in kept)},
-            "columns": {
-                "user": plan.layout.user,
-                "item": plan.layout.item,
-                "rewards": ["reward"],
-                "target": None,
-                "event": [],
-                "side": [],
+            "reward": {
+                "min": min(each.reward[0] for each in totals.kept),
+                "max": max(each.reward[1] for each in totals.kept),
             },
+            "columns": columns | {"target": None, "event": [], "side": []},
             "config": config,
             "config_sha256": self._identity,
-            "shards": [each.listing for each in kept],
+            "shards": [each.listing for each in totals.kept],
             "vocabulary": parts,
-            "vocabulary_sha256": vocabulary.identity(item),
-            "statistics": statistics,
+            "vocabulary_sha256": vocabulary.identity(item.chunks),
+            "statistics": {protocol: rewards.summary() for protocol, rewards in totals.rewards.items()},
         }
-
-
-def _item_counts(written: Sequence[Written], items: int) -> dict[str, Any]:
-    counts = {name: np.zeros(items, dtype=np.int64) for name in ("select", "refit", "kept")}
-    for each in written:
-        row = each.items["index"].to_numpy() - 1
-        for name, total in counts.items():
-            total[row] += each.items[name].to_numpy()
-    return counts
-
-
-def _counts(written: Sequence[Written]) -> dict[str, int]:
-    total: dict[str, int] = {}
-    for each in written:
-        for name, count in each.counts.items():
-            total[name] = total.get(name, 0) + count
-    return total

@@ -69,6 +69,7 @@ def shard_schema(user: Any) -> Any:
 def vocabulary_schema(item: Any) -> Any:
     """Arrow schema of the vocabulary: one row an item, ``index`` 1 … V in the order of the items' ids.
 
+    Where it extends an earlier vocabulary, that one's items come first, as they were numbered there.
     ``active`` is False for an item of which no event was kept.
     """
     return pa.schema(

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from retilt import storage
+from retilt import artifact, storage
 from retilt.data import split
 from retilt.data.hashing import hash_ids
 from retilt.data.schema import EVENT_BYTES, LANES_FEW, LANES_MANY, MANY_USERS, ROW_GROUP_BYTES, shard_schema
+from retilt.data.sorting import stable_order
 from retilt.data.statistics import Rewards
 
 Ints = npt.NDArray[np.int64]
@@ -28,6 +29,7 @@ class Limits:
 
     k: int
     min_user_events: int = 1
+    min_sequence_events: int = split.SHORTEST
     max_events_per_user: int | None = None
     drop_duplicates: bool = False
 
@@ -54,16 +56,14 @@ class Shard:
     """(U,), (U,): training and validation cut of every user."""
     users_in: int
     """Users before anything was dropped."""
-
-    @property
-    def start(self) -> Ints:
-        """(U,) where each user's events begin."""
-        return np.cumsum(self.length) - self.length
+    passed: npt.NDArray[np.int32]
+    """Sorted items of which an event passed the minimums of users and items."""
 
     def training(self, protocol: str) -> npt.NDArray[np.bool_]:
         """(E,) whether each event is a training event under ``select`` or ``refit``."""
         cut = self.cuts[0 if protocol == "select" else 1]
-        return np.arange(len(self.item)) - np.repeat(self.start, self.length) < np.repeat(cut, self.length)
+        runs = np.column_stack((cut, self.length - cut)).ravel()
+        return np.repeat(np.tile([True, False], len(cut)), runs)
 
     def rewards(self, protocol: str) -> Rewards:
         """Statistics of the training events' rewards."""
@@ -71,10 +71,11 @@ class Shard:
 
     def item_counts(self) -> Any:
         """Table (index, select, refit, kept) of the items that occur."""
-        index, inverse = np.unique(self.item, return_inverse=True)
-        columns = {"kept": np.ones(len(self.item), dtype=bool)} | {p: self.training(p) for p in ("select", "refit")}
-        counted = {name: np.bincount(inverse[mask], minlength=len(index)) for name, mask in columns.items()}
-        return pa.table({"index": index, **counted})
+        found = pa.array(self.item).dictionary_encode()
+        code, index = found.indices.to_numpy(), found.dictionary.to_numpy()
+        counted = {"select": code[self.training("select")], "refit": code[self.training("refit")], "kept": code}
+        columns = {name: np.bincount(codes, minlength=len(index)) for name, codes in counted.items()}
+        return pa.table({"index": index, **columns})
 
 
 def build(events: Any, limits: Limits) -> Shard:
@@ -82,34 +83,31 @@ def build(events: Any, limits: Limits) -> Shard:
 
     Users with fewer than ``min_user_events`` events go first, then dropped items, duplicates (an event that a later row
     of the input repeats in user, item *and* time: delivery at least once, not repeated consumption), all but the most
-    recent ``max_events_per_user``, and users too short for the split.
+    recent ``max_events_per_user``, and users with fewer than ``min_sequence_events`` left.
     """
-    codes, dictionary = _codes(events["user"])
-    part: dict[str, Any] = {name: _numpy(events[name]) for name in ("item", "reward", "time", "order")} | {
-        "user": codes
-    }
-    counts: dict[str, int] = {}
+    user, dictionary = _codes(events["user"])
+    item, reward, time, order = (_numpy(events[name]) for name in ("item", "reward", "time", "order"))
+    raw = np.bincount(user, minlength=len(dictionary))
+    rows = stable_order([order, time, user])
+    user, item = user[rows], item[rows]
+    counts = {"users_few_events": int((raw < limits.min_user_events).sum())}
 
     def keep(mask: npt.NDArray[np.bool_], reason: str) -> None:
-        nonlocal part
+        nonlocal rows, user, item
         counts[reason] = int(len(mask) - mask.sum())
         if counts[reason]:
-            part = {name: values[mask] for name, values in part.items()}
+            rows, user, item = rows[mask], user[mask], item[mask]
 
-    raw = np.bincount(codes, minlength=len(dictionary))
-    counts["users_few_events"] = int((raw < limits.min_user_events).sum())
-    keep(raw[codes] >= limits.min_user_events, "events_few_events")
-    keep(part["item"] > 0, "events_rare_items")
-    keep(
-        _last_of_equals(part) if limits.drop_duplicates else np.ones(len(part["item"]), dtype=bool), "events_duplicate"
-    )
-    sort = np.lexsort((part["order"], part["time"], part["user"]))
-    part = {name: values[sort] for name, values in part.items()}
-    keep(_most_recent(part["user"], limits.max_events_per_user), "events_too_many")
-    length = np.bincount(part["user"], minlength=len(dictionary)).astype(np.int64)
-    short = length < split.SHORTEST
+    keep((raw >= limits.min_user_events)[user], "events_few_events")
+    keep(item > 0, "events_rare_items")
+    passed = np.sort(pa.array(item).unique().to_numpy())
+    repeated = _repeated(user, item, time[rows]) if limits.drop_duplicates else np.zeros(len(rows), dtype=bool)
+    keep(~repeated, "events_duplicate")
+    keep(_most_recent(user, limits.max_events_per_user), "events_too_many")
+    length = np.bincount(user, minlength=len(dictionary)).astype(np.int64)
+    short = length < limits.min_sequence_events
     counts["users_too_short"] = int((short & (raw >= limits.min_user_events)).sum())
-    keep(~short[part["user"]], "events_too_short")
+    keep(~short[user], "events_too_short")
     length = length[~short]
     train, validation = split.bounds_array(length, limits.k)
     counts["validation_targets"] = int((validation - train).sum())
@@ -117,13 +115,14 @@ def build(events: Any, limits: Limits) -> Shard:
     return Shard(
         users=dictionary.filter(pa.array(~short)),
         length=length,
-        item=part["item"].astype(np.int32),
-        reward=part["reward"],
-        time=part["time"],
-        order=part["order"],
+        item=item,
+        reward=reward[rows],
+        time=time[rows],
+        order=order[rows],
         counts=counts,
         cuts=(train, validation),
         users_in=len(raw),
+        passed=passed,
     )
 
 
@@ -133,25 +132,23 @@ def _numpy(column: Any) -> Any:
 
 def _codes(column: Any) -> tuple[Ints, Any]:
     """Each row's user as a number in the order of (hash, id), and the ids in that order."""
-    encoded = column.combine_chunks().dictionary_encode() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = pa.concat_arrays(encoded.unify_dictionaries().chunks)
-    ids = encoded.dictionary
+    encoded = column.dictionary_encode()
+    # Arrow gives all chunks one dictionary; joined before they are encoded, long ids could be more than an array holds.
+    chunks = encoded.chunks if isinstance(encoded, pa.ChunkedArray) else [encoded]
+    ids = chunks[-1].dictionary
     table = pa.table({"hash": hash_ids(ids), "id": ids})
     place = pc.sort_indices(table, sort_keys=[("hash", "ascending"), ("id", "ascending")])
     rank = np.empty(len(ids), dtype=np.int64)
     rank[place.to_numpy()] = np.arange(len(ids))
-    return rank[encoded.indices.to_numpy()], ids.take(place)
+    return rank[np.concatenate([chunk.indices.to_numpy() for chunk in chunks])], ids.take(place)
 
 
-def _last_of_equals(part: dict[str, Any]) -> npt.NDArray[np.bool_]:
-    """False for an event that a later row of the input repeats in user, item and time."""
-    keys = [part[name] for name in ("user", "item", "time")]
-    sort = np.lexsort((part["order"], *keys))
-    kept = np.ones(len(sort), dtype=bool)
-    a, b = sort[:-1], sort[1:]
-    kept[a] = ~np.logical_and.reduce([key[a] == key[b] for key in keys])
-    return kept
+def _repeated(*keys: npt.NDArray[np.integer]) -> npt.NDArray[np.bool_]:
+    """Which events a later one of the array repeats in all ``keys``."""
+    sort = stable_order(keys)
+    repeated = np.zeros(len(sort), dtype=bool)
+    repeated[sort[:-1]] = np.logical_and.reduce([key[sort[:-1]] == key[sort[1:]] for key in keys])
+    return repeated
 
 
 def _most_recent(user: Ints, most: int | None) -> npt.NDArray[np.bool_]:
@@ -215,3 +212,49 @@ def write(shard: Shard, uri: str, shards: int) -> list[int]:
             rows = pa.table({"user": shard.users.slice(first, last - first), **lists}, schema=schema)
             writer.write_table(rows, row_group_size=last - first)
     return [last - first for first, last in groups]
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one shard's task tells the driver; ``entry`` is None where no user was kept."""
+
+    shard: int
+    entry: artifact.FileEntry | None
+    row_groups: list[int]
+    events: int
+    users_in: int
+    reward: tuple[float, float]
+    counts: dict[str, int]
+
+    @property
+    def listing(self) -> dict[str, Any]:
+        """The shard in the manifest's ``shards``."""
+        assert self.entry is not None
+        rows = sum(self.row_groups)
+        return {"path": self.entry["path"], "rows": rows, "events": self.events, "row_groups": self.row_groups}
+
+
+@dataclass(frozen=True)
+class Occurring:
+    """The items and rewards of one shard."""
+
+    counts: Any
+    """Table (index, select, refit, kept) of items."""
+    passed: npt.NDArray[np.int32]
+    """Items of which an event passed the minimums."""
+    rewards: dict[str, Rewards]
+    """Of training events under ``select`` and ``refit``."""
+
+
+def write_shard(uri: str, shard: int, number: int, events: Any, limits: Limits) -> tuple[Written, Occurring]:
+    """Build shard ``shard`` of ``number`` from its events and write it below the data set's ``uri``."""
+    built = build(events, limits)
+    reward = (float(built.reward.min(initial=np.inf)), float(built.reward.max(initial=-np.inf)))
+    rewards = {protocol: built.rewards(protocol) for protocol in ("select", "refit")}
+    entry, groups = None, []
+    if len(built.users):
+        path = f"shards/part-{shard:05d}.parquet"
+        groups = write(built, storage.join(uri, path), number)
+        entry = artifact.file_entry(uri, path)
+    written = Written(shard, entry, groups, len(built.item), built.users_in, reward, built.counts)
+    return written, Occurring(built.item_counts(), built.passed, rewards)
