@@ -202,39 +202,81 @@ class ShardedTable:
         """Nothing: no gradient is kept."""
 
 
-def _sharded_collection(rows: int, width: int, learning_rate: float, device: torch.device) -> Any:
-    """DistributedModelParallel around one row-wise sharded, fused EmbeddingCollection."""
-    from torchrec import EmbeddingCollection, EmbeddingConfig
-    from torchrec.distributed import DistributedModelParallel, ShardingEnv
+@dataclass(frozen=True)
+class TablePlan:
+    """Where the rows of a sharded table go, by TorchRec's planner."""
+
+    sharding: Any
+    """torchrec.distributed.types.ShardingPlan."""
+    rows: tuple[int, ...]
+    """Rows of each worker."""
+    bytes: tuple[int, ...]
+    """Memory of each worker's rows and their optimizer state."""
+
+
+def plan_table(rows: int, width: int, workers: int, device: str) -> TablePlan:
+    """TorchRec's plan of a table (``rows`` x stored ``width``); needs no process group and allocates nothing.
+
+    The planner decides which worker holds which block of rows, and knows what each needs for them with the optimizer's
+    state. The kind of sharding and the kernel are given to it: the softmax works on whole rows, of which each worker
+    must hold a block (row-wise), and takes the update into its own hands (fused). It is not told how much memory there
+    is either: whether a worker as a whole fits is found out by ``training/planning.py``, which knows the rest of it.
+
+    Raises:
+        InputError: too many workers for so few rows.
+    """
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
-    from torchrec.distributed.sharding_plan import construct_module_sharding_plan, row_wise
-    from torchrec.distributed.types import ShardingPlan
+    from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
+    from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
+    from torchrec.distributed.planner.types import KernelConfig, TopologyFactory, TrainerConfig
+
+    if rows < workers**2:  # else TorchRec's equal blocks may leave the last workers none
+        raise InputError(
+            f"workers = {workers}, but the item table has {rows - 1:,} items, which are too few to be sharded over more "
+            f"than {math.isqrt(rows)} workers; use at most that, or table=replicated"
+        )
+    topology = TopologyFactory.create_topology(
+        TrainerConfig(world_size=workers, local_world_size=workers, hbm_cap_bytes=1 << 60, ddr_cap_bytes=1 << 60),
+        kernel_config=KernelConfig(compute_device=device),
+    )
+    planner = EmbeddingShardingPlanner(
+        topology=topology,
+        constraints={"item": ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])},
+        storage_reservation=FixedPercentageStorageReservation(0.0),
+        batch_size=1,
+    )
+    sharder: Any = EmbeddingCollectionSharder()
+    holder = _unsharded(rows, width, learning_rate=0.0)
+    plan = planner.plan(holder, [sharder])
+    return TablePlan(plan, shards, needed)
+
+
+def _unsharded(rows: int, width: int, learning_rate: float) -> _Holder:
+    """An EmbeddingCollection without memory, and the optimizer that its sharded form will run."""
+    from torchrec import EmbeddingCollection, EmbeddingConfig
     from torchrec.optim.apply_optimizer_in_backward import apply_optimizer_in_backward
     from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
-    if rows < ranks.world() ** 2:
-        raise InputError(
-            f"a table of {rows - 1} items cannot be sharded over {ranks.world()} workers; use fewer workers"
-        )
     config = EmbeddingConfig(name="item", num_embeddings=rows, embedding_dim=width, feature_names=["item"])
     holder = _Holder(EmbeddingCollection(tables=[config], device=torch.device("meta")))
     apply_optimizer_in_backward(RowWiseAdagrad, holder.items.parameters(), {"lr": learning_rate, "eps": EPSILON})
-    sharder: Any = EmbeddingCollectionSharder()
-    plan = construct_module_sharding_plan(
-        holder.items,
-        per_param_sharding={"item": row_wise(compute_kernel="fused")},
-        sharder=sharder,
-        local_size=ranks.world(),
-        world_size=ranks.world(),
-        device_type=device.type,
-    )
+    return holder
+
+
+def _sharded_collection(rows: int, width: int, learning_rate: float, device: torch.device) -> Any:
+    """DistributedModelParallel around one row-wise sharded, fused EmbeddingCollection."""
+    from torchrec.distributed import DistributedModelParallel, ShardingEnv
+    from torchrec.distributed.embedding import EmbeddingCollectionSharder
+
+    plan = plan_table(rows, width, ranks.world(), device.type)
     group = dist.group.WORLD
     assert group is not None
+    sharder: Any = EmbeddingCollectionSharder()
     return DistributedModelParallel(
-        holder,
+        _unsharded(rows, width, learning_rate),
         env=ShardingEnv.from_process_group(group),
         device=device,
-        plan=ShardingPlan(plan={"items": plan}),
+        plan=plan.sharding,
         sharders=[sharder],
         init_data_parallel=False,
     )

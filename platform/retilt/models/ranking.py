@@ -86,7 +86,8 @@ class Scores:
         return score_M
 
     def _pairs(self, hidden_ND: Tensor, position_M: Tensor, item_M: Tensor) -> Tensor:
-        return (hidden_ND[position_M] * unit(self.rows_RD[item_M - self.first], hidden_ND.dtype)).sum(1)
+        rows_MD = self.rows_RD.index_select(0, item_M - self.first)  # copies whole rows; indexing goes by numbers
+        return (hidden_ND.index_select(0, position_M) * unit(rows_MD, hidden_ND.dtype)).sum(1)
 
     def _reach(self, position_M: Tensor, item_M: Tensor, floor_N: Tensor) -> Tensor:
         """Which pairs, all of rows held here, reach their position's floor, bool: by float32 where that is sure."""
@@ -109,22 +110,23 @@ class Scores:
     def count(self, floor_N: Tensor) -> Tensor:
         """Active rows of this rank whose logit reaches each position's floor, int64."""
         hidden_ND, slack_N = self.hidden_ND.float(), self._slack_N
-        low_N, high_N = (floor_N - slack_N).float(), (floor_N + slack_N).float()
-        above_N = torch.zeros(len(floor_N), dtype=torch.int64, device=floor_N.device)
+        low_N1, high_N1 = (floor_N - slack_N).float()[:, None], (floor_N + slack_N).float()[:, None]
+        above_N = torch.zeros_like(floor_N)
+        doubts = _Doubts(low_N1, high_N1)
         buffer = torch.empty(TILE_POSITIONS * TILE_ROWS, device=floor_N.device)
         for tile in tiles(self.rows_RD, self.bias_R, torch.float32):
             for at in parts(len(floor_N), TILE_POSITIONS):
                 logits = tile.logits(hidden_ND[at])
                 reached = buffer[: logits.numel()].view_as(logits)  # float: its sum is vectorised
-                sure = torch.ge(logits, high_N[at, None], out=reached).sum(1)
-                maybe = torch.ge(logits, low_N[at, None], out=reached).sum(1)
-                above_N[at] += sure.long()
-                if (doubtful := (maybe > sure).nonzero().squeeze(1)).numel():
-                    position, local = _between(logits[doubtful], low_N[at][doubtful], high_N[at][doubtful])
-                    position = doubtful[position] + at.start
-                    score = self.of(position, local + tile.rows.start + self.first)
-                    above_N.index_add_(0, position, (score >= floor_N[position]).long())
-        return above_N
+                sure = torch.ge(logits, high_N1[at], out=reached).sum(1)
+                maybe = torch.ge(logits, low_N1[at], out=reached).sum(1)
+                above_N[at] += sure
+                doubts.look(logits, (maybe > sure).nonzero().squeeze(1), at.start, tile.rows.start, reached)
+        position, row = doubts.found()
+        for part in parts(len(position), PAIRS):
+            reaches = self.of(position[part], row[part] + self.first) >= floor_N[position[part]]
+            above_N.index_add_(0, position[part], reaches.to(above_N.dtype))
+        return above_N.long()
 
     def count_seen(self, floor_N: Tensor, seen: Seen) -> Tensor:
         """This rank's seen, active items that reach each position's floor, int64."""
@@ -172,6 +174,35 @@ class Scores:
         # Nothing was left out, or what was lies below the k-th by more than both can be wrong.
         whole = found.floor_N == -torch.inf
         return logit_Nk, item_Nk, whole | (found.floor_N + 2 * self._slack_N < logit_Nk[:, -1])
+
+
+class _Doubts:
+    """Pairs whose float32 logits lie in low ≤ logit < high: those to be decided in float64. They are few."""
+
+    def __init__(self, low_N1: Tensor, high_N1: Tensor) -> None:
+        self._low_N1, self._high_N1 = low_N1, high_N1
+        self._middle_N1, half_N1 = (low_N1 + high_N1) / 2, (high_N1 - low_N1) / 2
+        # They are looked for by the distance from the middle, which rounding may blur a little.
+        self._within_N1 = -(half_N1 + 1e-6 * (self._middle_N1.abs() + half_N1))
+        self._pairs: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def look(self, logits_PK: Tensor, which: Tensor, position: int, row: int, memory: Tensor) -> None:
+        """Note those of the positions ``which`` of a tile that begins at ``position`` and ``row``."""
+        if not len(which):
+            return
+        distance = torch.index_select(logits_PK, 0, which, out=memory[: len(which)])
+        at = which + position
+        distance.sub_(self._middle_N1.index_select(0, at)).abs_().neg_()
+        found, local = _above(distance, self._within_N1.index_select(0, at))
+        self._pairs.append((at[found], local + row, logits_PK[which[found], local]))
+
+    def found(self) -> tuple[Tensor, Tensor]:
+        """Positions and rows of all pairs."""
+        if not self._pairs:
+            return (self._low_N1.new_empty(0, dtype=torch.int64),) * 2
+        position, row, logit = (torch.cat(each) for each in zip(*self._pairs, strict=True))
+        inside = (logit >= self._low_N1[position, 0]) & (logit < self._high_N1[position, 0])
+        return position[inside], row[inside]
 
 
 class _Best:
@@ -227,16 +258,6 @@ def _above(value_PK: Tensor, floor_P1: Tensor) -> tuple[Tensor, Tensor]:
     position, chunk = (chunks.amax(2) > floor_P1).nonzero(as_tuple=True)
     which, place = (chunks[position, chunk] > floor_P1[position]).nonzero(as_tuple=True)
     return position[which], chunk[which] * size + place
-
-
-def _between(value_PK: Tensor, low_P: Tensor, high_P: Tensor) -> tuple[Tensor, Tensor]:
-    """Where low ≤ value < high, which few are; by their distance from the middle, which rounding may blur a little."""
-    middle_P, half_P = (low_P + high_P) / 2, (high_P - low_P) / 2
-    blur_P = half_P + 1e-6 * (middle_P.abs() + half_P)
-    position, place = _above((value_PK - middle_P[:, None]).abs_().neg_(), -blur_P[:, None])
-    value = value_PK[position, place]
-    inside = (value >= low_P[position]) & (value < high_P[position])
-    return position[inside], place[inside]
 
 
 def best(logit_NM: Tensor, item_NM: Tensor, k: int) -> tuple[Tensor, Tensor]:
