@@ -226,6 +226,8 @@ class TrainConfig(Settings):
     """Threads of each worker; null divides the cores of a node by its workers."""
     device: Literal["auto", "cpu", "cuda"] = free("auto")
     """auto: CUDA where there is one."""
+    memory_per_worker: float | None = free(None, gt=0, allow_inf_nan=False)
+    """GB that a worker may take (on CUDA: of its GPU) before a run is refused; null: its share of what is free."""
     log_every: int = free(20, ge=1)
     """Steps between two lines of progress."""
     hang_seconds: int = free(300, ge=5)

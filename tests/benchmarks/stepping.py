@@ -80,3 +80,8 @@ def _batch(step: int) -> Batch:
     return Batch(
         item, torch.ones_like(item).float(), time_BT, supervised, torch.full_like(example, length + 1), example
     )
+
+
+def held() -> dict[str, float]:
+    """MiB that this process holds now."""
+    return {"held": memory_mib("VmRSS")}

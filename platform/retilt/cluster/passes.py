@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,10 @@ PARTS = 64
 """Most parts. With more, counts of one task and part would be objects too small to be worth their overhead."""
 GROUPS = 512
 """Most groups of shards, for the same reason."""
-CANCEL_SECONDS = 10
-"""How long the end of cancelled tasks is waited for."""
+TASKS_PER_CPU = 2
+"""Tasks under way: enough that none waits for the driver, few enough that a failure need not wait for long."""
+END_SECONDS = 60
+"""How long the end of tasks under way is waited for after a failure, before what they write is deleted."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +108,37 @@ def _value(reference: Any) -> Any:
     return value
 
 
-@contextlib.contextmanager
-def _cancelled_on_failure() -> Iterator[list[Any]]:
-    """A list for references of what was started: none of it is still running when the block has failed."""
-    started: list[Any] = []
+def _in_turn(start: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Generator[Any, None, None]:
+    """What ``start`` returns for each of ``arguments``, in their order, with TASKS_PER_CPU of the tasks under way.
+
+    When it is closed early, it waits for those. Cancelling them is no way out: in Ray 2.60 that crashes or hangs the
+    driver where a task ends at the same moment.
+    """
+    waiting: deque[Any] = deque()
+    underway: list[Any] = []
     try:
-        yield started
-    except BaseException:
-        for each in started:
-            ray.cancel(each)
-        ends = [each.completed() if isinstance(each, ray.ObjectRefGenerator) else each for each in started]
-        if ends:
-            ray.wait(ends, num_returns=len(ends), timeout=CANCEL_SECONDS)
-        raise
+        for each in arguments:
+            waiting.append(start(*each))
+            underway.append(_end(waiting[-1]))
+            while len(underway) > TASKS_PER_CPU * _cpus():
+                _, underway = ray.wait(underway, num_returns=1)
+            while waiting and _end(waiting[0]) not in underway:
+                yield waiting.popleft()
+        while waiting:
+            yield waiting.popleft()
+    finally:
+        if underway:
+            ray.wait(underway, num_returns=len(underway), timeout=END_SECONDS)
+
+
+def _cpus() -> float:
+    resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    return max(1.0, float(resources.get("CPU", 1)))
+
+
+def _end(started: Any) -> Any:
+    """The reference that is ready when the task has ended: a generator's own, or the first result."""
+    return started.completed() if isinstance(started, ray.ObjectRefGenerator) else started[0]
 
 
 def count(plan: survey.Plan) -> Counted:
@@ -128,16 +148,15 @@ def count(plan: survey.Plan) -> Counted:
         InputError: the first fault in the order of the input.
     """
     parts = min(PARTS, -(-sum(piece.rows for piece in plan.pieces) // PART_ROWS))
+    start: Any = _count.options(num_returns=1 + parts)
     rows: Counter[str] = Counter()
-    with _cancelled_on_failure() as started:
-        start: Any = _count.options(num_returns=1 + parts)
-        counting = [start.remote(task, plan.layout, parts) for task in plan.tasks()]
-        started += [found for found, *_ in counting]
-        for found, *_ in counting:
+    counts = []
+    with contextlib.closing(_in_turn(start.remote, ((task, plan.layout, parts) for task in plan.tasks()))) as started:
+        for found, *counted in started:
             rows.update(_value(found))
-        merged = [_merge.remote(*part) for part in zip(*(counts for _, *counts in counting), strict=True)]
-        started += merged
-        tables = ray.get(merged)
+            counts.append(counted)
+    merged = [_merge.remote(*part) for part in zip(*counts, strict=True)]
+    tables = ray.get(merged)
     return Counted(dict(rows), merged, pa.concat_tables(tables), np.cumsum([len(table) for table in tables]))
 
 
@@ -148,13 +167,11 @@ def send(plan: survey.Plan, counted: Counted, number: npt.NDArray[np.int32], sha
     """
     shuffle, total = tasks.Shuffle(shards, min(shards, GROUPS)), 0
     groups: list[list[Any]] = [[] for _ in range(shuffle.groups)]
-    with _cancelled_on_failure() as started:
-        numbers = np.split(number, counted.ends[:-1])
-        lookups = [_lookup.remote(part, each) for part, each in zip(counted.parts, numbers, strict=True)]
-        started += lookups
-        sending = [_send.remote(task, plan.layout, shuffle, *lookups) for task in plan.tasks(shuffle.block_rows)]
-        started += sending
-        for references in sending:
+    numbers = np.split(number, counted.ends[:-1])
+    lookups = [_lookup.remote(part, each) for part, each in zip(counted.parts, numbers, strict=True)]
+    arguments = ((task, plan.layout, shuffle, *lookups) for task in plan.tasks(shuffle.block_rows))
+    with contextlib.closing(_in_turn(_send.remote, arguments)) as started:
+        for references in started:
             for reference in references:
                 sizes = _value(reference)
                 total += int(sizes.sum())
@@ -165,13 +182,20 @@ def send(plan: survey.Plan, counted: Counted, number: npt.NDArray[np.int32], sha
 
 
 def write(sent: Sent, uri: str, limits: Limits) -> Iterator[tuple[Written, Occurring]]:
-    """The rest of it: write the shards below ``uri``; what is known of each comes back in their order."""
-    with _cancelled_on_failure() as started:
-        for group, pieces in enumerate(sent.groups):
-            if pieces:
-                sizes, tables = zip(*pieces, strict=True)
-                started.append(_write.remote(uri, sent.shuffle, group, limits, sizes, *tables))
-                pieces.clear()
+    """The rest of it: write the shards below ``uri``; what is known of each comes back in their order.
+
+    What was sent is given up on the way, so this can be done once.
+    """
+    with contextlib.closing(_in_turn(_write.remote, _pieces(sent, uri, limits))) as started:
         for references in started:
             for reference in references:
                 yield _value(reference)
+
+
+def _pieces(sent: Sent, uri: str, limits: Limits) -> Iterator[tuple[Any, ...]]:
+    """The arguments of each group's task, which alone then refers to what was sent to it."""
+    for group, pieces in enumerate(sent.groups):
+        if pieces:
+            sizes, tables = zip(*pieces, strict=True)
+            pieces.clear()
+            yield (uri, sent.shuffle, group, limits, sizes, *tables)

@@ -2,42 +2,51 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from retilt import lease, storage
-from retilt.cluster import session
+from retilt.cluster import resources, session
 from retilt.cluster.display import TrainingDisplay, duration, say
 from retilt.cluster.stopping import released_on_sigterm
 from retilt.cluster.workers import on_workers
 from retilt.config import TrainConfig, plain
-from retilt.training import loop
+from retilt.models.catalog import plan_table, planned_rows
+from retilt.training import cost, loop, planning
 from retilt.training.parallel import choose_device
-from retilt.training.run import PlannedRun, check_output, finished, memory_estimate, plan_run
+from retilt.training.planning import Room, Sizes, gigabytes
+from retilt.training.run import PlannedRun, check_output, finished, plan_run
 
 
 def run(config: TrainConfig, dry_run: bool = False) -> dict[str, Any]:
     """Train (or continue, or find finished) the run that ``config`` describes; returns its result."""
     _require_shared(config)
     planned = plan_run(config)
-    for line in describe(planned):
+    sizes = Sizes.of(planned.config, planned.dataset)
+    memory = estimates(planned.config, sizes) if dry_run else [_memory(sizes)]
+    for line in [*describe(planned), *memory]:
         say(line)
     if dry_run:
+        _require_room(planned.config, sizes)
         return {}
     check_output(planned)
     with released_on_sigterm(), lease.hold(planned.config.output) as held:
         check_output(planned)  # again: who held it may have begun another run
-        result = finished(planned) or _train(planned, held.token)
+        result = finished(planned) or _train(planned, sizes, held.token)
     for line in summarise(planned, result):
         say(line)
     return result
 
 
-def _train(planned: PlannedRun, token: str) -> dict[str, Any]:
+def _train(planned: PlannedRun, sizes: Sizes, token: str) -> dict[str, Any]:
     config = planned.config
     gpu = choose_device(config.device).type == "cuda"
+    _require_room(config, sizes)
     with session.connect():
         _require_shared(config)
+        _require_room(config, sizes)
         return on_workers(
             loop.train,
             {**planned.task(), "lease": token},
@@ -57,6 +66,17 @@ def _require_shared(config: TrainConfig) -> None:
             session.require_shared(place, key, config.storage.shared_filesystem)
 
 
+def _room(config: TrainConfig, workers: int) -> Room | None:
+    given = config.memory_per_worker and 1e9 * config.memory_per_worker
+    return resources.room_of_worker(workers, config.threads, choose_device(config.device).type == "cuda", given)
+
+
+def _require_room(config: TrainConfig, sizes: Sizes) -> None:
+    """Before there is a connection this refuses what has no room on this machine; with one, on the cluster's nodes."""
+    if _room(config, sizes.workers) is not None:
+        planning.require_room(sizes, lambda workers: _room(config, workers) or Room(math.inf))
+
+
 def describe(planned: PlannedRun) -> list[str]:
     """What the run will do, before it does it."""
     config, data = planned.config, planned.dataset
@@ -66,13 +86,10 @@ def describe(planned: PlannedRun) -> list[str]:
     lines = [
         f"{method} on {data.name}: {data.users:,} users, {data.items:,} items; "
         f"protocol {config.protocol}, {config.epochs} epochs of {config.batch_users} users a batch",
-        f"item table {placement} with {config.optimizer_for(placement)}, exact softmax, "
+        f"item table {placement} with {config.optimizer_for(placement)}, {_softmax(config)}, "
         f"{_in_words(config.worker_range)}; seed {config.seed}",
         f"checkpoint {_cadence(config)}; a worker without an answer for {config.hang_seconds} s is started again",
     ]
-    memory = memory_estimate(planned)
-    parts = ", ".join(f"{name} {size:,.0f}" if size >= 1 else f"{name} <1" for name, size in memory.items())
-    lines.append(f"memory of a worker: about {sum(memory.values()):,.0f} MiB ({parts}) beside its libraries")
     if config.initial:
         lines.append(f"starts from {config.initial}")
     if planned.warning:
@@ -80,10 +97,36 @@ def describe(planned: PlannedRun) -> list[str]:
     return [*lines, f"writes to {config.output}"]
 
 
+def _memory(sizes: Sizes) -> str:
+    return f"memory of a worker: {planning.in_words(planning.memory(sizes))}"
+
+
+def estimates(config: TrainConfig, sizes: Sizes) -> list[str]:
+    """What a dry run says of a worker's memory, part by part, of the table's placement, and of the time of a step."""
+    parts, device, room = planning.memory(sizes), choose_device(config.device), _room(config, sizes.workers)
+    free = "" if room is None else f" of {gigabytes(room.host if room.device is None else room.device)} for each worker"
+    lines = ["memory of a worker at its peak:", *(f"  {name:12}{size / 1e6:9,.0f} MB" for name, size in parts.items())]
+    lines.append(f"  {'together':12}{sum(parts.values()) / 1e6:9,.0f} MB{free}")
+    if sizes.placement == "row_wise":
+        rows = planned_rows(plan_table(sizes.items + 1, sizes.row // 4, sizes.workers, device.type))
+        lines.append(f"rows of the table by TorchRec's planner: {rows[0]:,} on a worker, {rows[-1]:,} on the last")
+    threads = config.threads or max(1, len(os.sched_getaffinity(0)) // sizes.workers)
+    seconds = cost.step_seconds(sizes, cost.measured(device, sizes.row // 4, threads))
+    named = ", ".join(f"{name} {each:.3f}" for name, each in seconds.items())
+    return [*lines, f"a step: about {sum(seconds.values()):.3f} s ({named}) at the pace of this machine"]
+
+
 def _workers(config: TrainConfig) -> int | tuple[int, int]:
     """A number of workers, or the range to which Ray Train adapts them."""
     fewest, most = config.worker_range
     return fewest if fewest == most else (fewest, most)
+
+
+def _softmax(config: TrainConfig) -> str:
+    if config.softmax == "exact":
+        return "exact softmax"
+    drawn = "" if config.proposal == "in_batch" else f"{config.negative_count:,} {config.negatives} "
+    return f"softmax sampled with {drawn}{config.proposal} negatives"
 
 
 def _in_words(workers: tuple[int, int]) -> str:

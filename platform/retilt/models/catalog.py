@@ -9,6 +9,7 @@ gradient. Row-wise Adagrad divides by the stored width, in both placements.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any, Literal, Protocol
@@ -202,25 +203,22 @@ class ShardedTable:
         """Nothing: no gradient is kept."""
 
 
-@dataclass(frozen=True)
-class TablePlan:
-    """Where the rows of a sharded table go, by TorchRec's planner."""
-
-    sharding: Any
-    """torchrec.distributed.types.ShardingPlan."""
-    rows: tuple[int, ...]
-    """Rows of each worker."""
-    bytes: tuple[int, ...]
-    """Memory of each worker's rows and their optimizer state."""
+def require_rows(rows: int, workers: int) -> None:
+    """Raise InputError where a table has too few rows: TorchRec's equal blocks could leave the last workers none."""
+    if rows < workers**2:
+        raise InputError(
+            f"workers = {workers}, but a table of {rows - 1:,} items cannot be sharded over more than "
+            f"{math.isqrt(rows)}; use at most that many, or table=replicated"
+        )
 
 
-def plan_table(rows: int, width: int, workers: int, device: str) -> TablePlan:
-    """TorchRec's plan of a table (``rows`` x stored ``width``); needs no process group and allocates nothing.
+def plan_table(rows: int, width: int, workers: int, device: str, memory: float | None = None) -> Any:
+    """TorchRec's ShardingPlan of a table (rows, stored width), or None; needs no process group and allocates nothing.
 
-    The planner decides which worker holds which block of rows, and knows what each needs for them with the optimizer's
-    state. The kind of sharding and the kernel are given to it: the softmax works on whole rows, of which each worker
-    must hold a block (row-wise), and takes the update into its own hands (fused). It is not told how much memory there
-    is either: whether a worker as a whole fits is found out by ``training/planning.py``, which knows the rest of it.
+    The planner decides which worker holds which block of rows, and whether these and their optimizer's state fit into
+    ``memory``, the bytes that each worker has left for them (None: any); if not, there is no plan. The kind of sharding
+    and the kernel are given to it: each worker's softmax works through whole rows of its own (row-wise), and only the
+    fused kernel, which updates in the backward pass, works for an EmbeddingCollection on CPU as on CUDA.
 
     Raises:
         InputError: too many workers for so few rows.
@@ -228,27 +226,30 @@ def plan_table(rows: int, width: int, workers: int, device: str) -> TablePlan:
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
     from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints
     from torchrec.distributed.planner.storage_reservations import FixedPercentageStorageReservation
-    from torchrec.distributed.planner.types import KernelConfig, TopologyFactory, TrainerConfig
+    from torchrec.distributed.planner.types import KernelConfig, PlannerError, TopologyFactory, TrainerConfig
 
-    if rows < workers**2:  # else TorchRec's equal blocks may leave the last workers none
-        raise InputError(
-            f"workers = {workers}, but the item table has {rows - 1:,} items, which are too few to be sharded over more "
-            f"than {math.isqrt(rows)} workers; use at most that, or table=replicated"
-        )
+    require_rows(rows, workers)
+    room = 1 << 60 if memory is None else max(0, int(memory))
     topology = TopologyFactory.create_topology(
-        TrainerConfig(world_size=workers, local_world_size=workers, hbm_cap_bytes=1 << 60, ddr_cap_bytes=1 << 60),
+        TrainerConfig(world_size=workers, local_world_size=workers, hbm_cap_bytes=room, ddr_cap_bytes=room),
         kernel_config=KernelConfig(compute_device=device),
     )
+    sharder: Any = EmbeddingCollectionSharder()
     planner = EmbeddingShardingPlanner(
         topology=topology,
+        batch_size=1,
         constraints={"item": ParameterConstraints(sharding_types=["row_wise"], compute_kernels=["fused"])},
         storage_reservation=FixedPercentageStorageReservation(0.0),
-        batch_size=1,
     )
-    sharder: Any = EmbeddingCollectionSharder()
-    holder = _unsharded(rows, width, learning_rate=0.0)
-    plan = planner.plan(holder, [sharder])
-    return TablePlan(plan, shards, needed)
+    try:
+        return planner.plan(_unsharded(rows, width, 0.0), [sharder])
+    except PlannerError:
+        return None
+
+
+def planned_rows(plan: Any) -> list[int]:
+    """Rows of each worker in a plan of ``plan_table``."""
+    return [int(shard.shard_sizes[0]) for shard in plan.plan["items"]["item"].sharding_spec.shards]
 
 
 def _unsharded(rows: int, width: int, learning_rate: float) -> _Holder:
@@ -268,7 +269,6 @@ def _sharded_collection(rows: int, width: int, learning_rate: float, device: tor
     from torchrec.distributed import DistributedModelParallel, ShardingEnv
     from torchrec.distributed.embedding import EmbeddingCollectionSharder
 
-    plan = plan_table(rows, width, ranks.world(), device.type)
     group = dist.group.WORLD
     assert group is not None
     sharder: Any = EmbeddingCollectionSharder()
@@ -276,7 +276,7 @@ def _sharded_collection(rows: int, width: int, learning_rate: float, device: tor
         _unsharded(rows, width, learning_rate),
         env=ShardingEnv.from_process_group(group),
         device=device,
-        plan=plan.sharding,
+        plan=plan_table(rows, width, ranks.world(), device.type),
         sharders=[sharder],
         init_data_parallel=False,
     )

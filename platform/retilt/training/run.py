@@ -14,7 +14,7 @@ from retilt.data.plan import Plan, check_world
 from retilt.evaluation.lineage import check_lineage
 from retilt.lease import LEASE
 from retilt.models.backbone import Model
-from retilt.models.catalog import stored_width
+from retilt.models.catalog import require_rows
 from retilt.training import checkpoint
 from retilt.training.fit import rewards_of
 from retilt.training.parallel import choose_device
@@ -50,11 +50,14 @@ def plan_run(config: TrainConfig) -> PlannedRun:
 
     Raises:
         InputError: data set or initial policy absent or damaged, other vocabulary, other model, trained on the part
-            that chooses the epoch, more workers than lanes, or rewards that the algorithm refuses.
+            that chooses the epoch, more workers than lanes or than the item table can be sharded over, or rewards that
+            the algorithm refuses.
     """
     dataset = Dataset.open(config.dataset)
     dataset.require_files()
     check_world(dataset.lanes, config.worker_range[1])
+    if config.placement_for(dataset.items) == "row_wise":
+        require_rows(dataset.items + 1, config.worker_range[1])
     rewards_of(config.algorithm, dataset, config.protocol)
     Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
@@ -174,23 +177,3 @@ def finished(run: PlannedRun) -> dict[str, Any] | None:
         if isinstance(result, dict) and int(result.get("epochs", 0)) >= run.config.epochs:
             return result
     return None
-
-
-def memory_estimate(run: PlannedRun) -> dict[str, float]:
-    """About what one worker will hold of each part, in MiB.
-
-    The softmax holds the rows it covers twice and their gradient once beside the table (``softmax``); activations
-    count the tensors that a batch of the longest histories keeps for its backward pass; a checkpoint is a copy of what
-    it holds of the table.
-    """
-    config, model = run.config, run.config.model
-    assert model is not None
-    placement = config.placement_for(run.dataset.items)
-    rows = run.dataset.items + 1 if placement == "replicated" else -(-(run.dataset.items + 1) // config.worker_range[0])
-    table = rows * stored_width(model.width) * 4
-    optimizer = 2 * table if config.optimizer_for(placement) == "adam" else rows * 4
-    positions = -(-config.batch_users // config.worker_range[0]) * model.max_length
-    activations = positions * (4 * model.width + model.kept_per_position) * 4
-    parts = {"table": table, "optimizer": optimizer, "softmax": 3 * table, "activations": activations}
-    parts["checkpoint"] = table + optimizer
-    return {name: size / 2**20 for name, size in parts.items()}
