@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 from tests.data import small_dataset
 
 from retilt import storage
@@ -73,7 +75,49 @@ def test_a_dry_run_says_what_it_would_do_and_writes_nothing(
     shown = capsys.readouterr().out
     assert "60 users, 50 items" in shown
     assert "item table row_wise with row_wise_adagrad, exact softmax, 2 worker(s)" in shown
+    assert re.search(r"\n  table +0 MB\n  optimizer +0 MB\n", shown)
+    assert re.search(r"\n  together +\d{3} MB of \d+\.\d\d GB for each worker\n", shown)
+    assert "rows of the table by TorchRec's planner: 26 on a worker, 25 on the last" in shown
+    assert re.search(r"\na step: about \d\.\d{3} s \(compute \d\.\d{3}, update \d\.\d{3}, communication", shown)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_a_run_without_room_is_refused_before_anything_starts(data: str, tmp_path: Path, dry_run: bool) -> None:
+    """Without a cluster: on this machine every worker could have more than is given here."""
+    with pytest.raises(
+        InputError, match=r"a worker needs about 0\.\d\d GB .*, but each of 2 has 0\.10 GB; no number of"
+    ):
+        train.run(config(data, tmp_path / "run", memory_per_worker=0.1), dry_run=dry_run)
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_more_workers_than_the_table_has_rows_for_are_refused(tmp_path: Path) -> None:
+    users = small_dataset.sequences(12, 7, longest=9)
+    few = small_dataset.write(str(tmp_path / "few"), users, 7, lanes=3, shards=[[4, 4, 4]])
+    with pytest.raises(InputError, match="workers = 3, but a table of 7 items cannot be sharded over more than 2"):
+        train.run(config(few, tmp_path / "run", workers=3))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_worker_has_its_part_of_the_memory_of_its_node(cluster: None) -> None:
+    one, two = (resources.room_of_worker(workers, 1, False, None) for workers in (1, 2))
+    assert one is not None
+    assert two is not None
+    assert one.host == pytest.approx(2 * two.host)
+    assert 0 < one.host <= resources.USABLE * sum(ray.nodes()[0]["Resources"][name] for name in resources._MEMORY)
+    given = resources.room_of_worker(2, 1, False, 5e9)
+    assert given is not None
+    assert given.host == 5e9
+
+
+def test_the_memory_of_a_cluster_that_is_not_joined_yet_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    here = resources.room_of_worker(4, None, False, None)
+    assert here is not None
+    assert here.host == pytest.approx(resources.USABLE * resources.free_memory() / 4, rel=0.2)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    assert resources.room_of_worker(4, None, False, None) is None
 
 
 def test_evaluation_writes_metrics_report_and_plot(policies: Path, data: str, tmp_path: Path) -> None:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import traceback
+from collections.abc import Callable
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import ray
+import torch
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
     WorkerHealthCheckFailedError,
@@ -26,6 +32,10 @@ def died(text: str) -> WorkerHealthCheckFailedError:
     return WorkerHealthCheckFailedError("A worker health check failed.", failure=error)
 
 
+def killed_by_ray(text: str) -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("A worker health check failed.", failure=ray.exceptions.OutOfMemoryError(text))
+
+
 def raised(text: str) -> UserExceptionWithTraceback:
     return UserExceptionWithTraceback(ValueError(text), f"Traceback …\n  File …\n{text}")
 
@@ -40,7 +50,10 @@ def test_the_worker_that_died_is_named_before_those_that_only_noticed():
 @pytest.mark.parametrize(
     ("error", "said"),
     [
-        (died("the node was running low on memory"), "Ray killed it because its node ran low on memory"),
+        (
+            killed_by_ray("2 worker(s) were killed due to the node running low on memory.\nRefer to the documentation"),
+            "out of memory: Ray killed it because its node had too little left",
+        ),
         (died("The actor died because its node has died."), "its node is lost"),
         (died("some causes: (1) the process was killed by the OOM killer"), "killed by a signal, or crashed"),
         (WorkerHealthCheckTimeoutError("x"), "it did not answer; it hung or its machine is out of reach"),
@@ -49,6 +62,38 @@ def test_the_worker_that_died_is_named_before_those_that_only_noticed():
 )
 def test_why_a_worker_ended(error: Exception, said: str):
     assert failures.why(error) == said
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: torch.empty(1 << 50),
+        lambda: np.empty(1 << 50),
+        lambda: pa.allocate_buffer(1 << 60),
+        lambda: bytearray(1 << 62),
+    ],
+    ids=["torch", "numpy", "arrow", "python"],
+)
+def test_a_refused_allocation_is_told_as_that_with_the_estimate_beside_it(allocate: Callable[[], object]):
+    with pytest.raises((RuntimeError, MemoryError)) as refused:
+        allocate()
+    said = "".join(traceback.format_exception_only(refused.value))
+    assert re.fullmatch(
+        r"worker 0 ended \(out of memory: .+\); about 2 GB", failures.which({0: raised(said)}, "about 2 GB")
+    )
+
+
+def test_a_kill_is_the_kernels_for_lack_of_memory_only_if_it_has_counted_one():
+    errors = {1: died("Worker unexpectedly exits.")}
+    assert failures.which(errors, "about 2 GB") == "worker 1 ended (killed by a signal, or crashed)"
+    said = "worker 1 ended (out of memory: the kernel killed it); about 2 GB"
+    assert failures.cause(ray.train.WorkerGroupError("", errors), "about 2 GB", killed=True) == said
+    assert resources.kernel_kills() >= 0
+
+
+def test_who_ran_out_of_memory_is_named_before_who_lost_the_connection_to_it():
+    errors = {0: raised("RuntimeError: Connection closed by peer"), 1: raised("MemoryError: Unable to allocate 8 EiB")}
+    assert failures.which(errors) == "worker 1 ended (out of memory: MemoryError: Unable to allocate 8 EiB)"
 
 
 def test_what_ends_a_run_names_the_worker_or_the_controller():

@@ -428,6 +428,12 @@ PRETRAIN: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "more threads than the cluster has": (nothing, ["threads=3"], "workers = 1 of 3 CPUs (threads) each"),
     "more workers than lanes": (nothing, ["workers=9"], "workers = 9, but the data set has 8 lanes"),
+    "more workers than rows": (
+        nothing,
+        ["workers=5", "table=row_wise"],
+        f"workers = 5, but a table of {ITEMS} items cannot be sharded over more than 4",
+    ),
+    "a plan that has no room": (nothing, ["memory_per_worker=0.1"], "but each of 1 has 0.10 GB; no number of workers"),
     "a checkpoint of another configuration": (another_configuration, ["epochs=2"], "of another configuration or data"),
     "a checkpoint of another vocabulary": (another_vocabulary, ["epochs=2"], "was trained with another vocabulary"),
     "a checkpoint that leaves its folder": (outside_its_folder, ["epochs=2"], "'../../run.json' leaves the folder"),

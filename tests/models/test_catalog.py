@@ -10,14 +10,21 @@ import torch
 from tests.spawning import Ranks
 
 from retilt import ranks
-from retilt.models.catalog import ReplicatedTable, ShardedTable, fill_initial_rows, stored_width
+from retilt.models.catalog import (
+    ReplicatedTable,
+    ShardedTable,
+    fill_initial_rows,
+    plan_table,
+    planned_rows,
+    stored_width,
+)
 from retilt.models.hstu import HSTU
 from retilt.models.optimizer import allocated_adam
 from retilt.models.policy import CataloguePolicy, Network
 from retilt.models.sampled import Sampler
 from retilt.training import parallel
 from retilt.training.approximation import sampling_gap
-from retilt.types import Batch
+from retilt.types import Batch, InputError
 
 ITEMS, WIDTH, STEPS = 101, 6, 5
 SETTINGS = HSTU(max_length=8, width=WIDTH, blocks=1, heads=2, head_width=3)
@@ -141,3 +148,23 @@ def test_initial_rows_do_not_depend_on_how_they_are_cut() -> None:
     assert not whole[0].any()
     assert whole[1:, :6].std().item() == pytest.approx(0.02 * 0.88, rel=0.02)  # cut at two SDs, which leaves .88 of one
     assert not torch.equal(whole, initial_rows(0, 10_000, seed=4))
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "planned"), [(102, 2, [51, 51]), (1001, 3, [334, 334, 333]), (16, 4, [4, 4, 4, 4])]
+)
+def test_the_planner_deals_equal_blocks(rows: int, workers: int, planned: list[int]) -> None:
+    """Of which a table's ``first`` and ``last`` are worked out; test_two_ranks_equal_one has two real ranks."""
+    assert planned_rows(plan_table(rows, 8, workers, "cpu")) == planned
+
+
+def test_the_planner_knows_the_rows_and_their_accumulators() -> None:
+    """Half of a thousand rows of 8 numbers and one: 18,000 bytes, and what a lookup of one item takes."""
+    assert plan_table(1000, 8, 2, "cpu", memory=18_000 + 1_000) is not None
+    assert plan_table(1000, 8, 2, "cpu", memory=18_000 - 1) is None
+    assert plan_table(1000, 8, 2, "cuda", memory=18_000 - 1) is None
+
+
+def test_more_workers_than_rows_are_refused() -> None:
+    with pytest.raises(InputError, match="workers = 5, but a table of 19 items cannot be sharded over more than 4"):
+        plan_table(20, 8, 5, "cpu")

@@ -74,6 +74,12 @@ def free_memory() -> float:
     return free
 
 
+def kernel_kills() -> int:
+    """Processes that the kernel of this machine has killed for lack of memory since it was started."""
+    lines = Path("/proc/vmstat").read_text().splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+
+
 def place_workers(workers: int | tuple[int, int], threads: int | None, gpu: bool) -> dict[str, float]:
     """Resources of one worker on the connected cluster; of a range, threads for the most workers if they fit.
 

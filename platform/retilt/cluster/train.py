@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -56,6 +55,7 @@ def _train(planned: PlannedRun, sizes: Sizes, token: str) -> dict[str, Any]:
             show=TrainingDisplay(),
             hang_seconds=config.hang_seconds,
             stop_seconds=config.stop_seconds,
+            estimate=f"a worker was to need {planning.in_words(planning.memory(sizes))}: {planning.less(sizes)}",
         )
 
 
@@ -73,8 +73,7 @@ def _room(config: TrainConfig, workers: int) -> Room | None:
 
 def _require_room(config: TrainConfig, sizes: Sizes) -> None:
     """Before there is a connection this refuses what has no room on this machine; with one, on the cluster's nodes."""
-    if _room(config, sizes.workers) is not None:
-        planning.require_room(sizes, lambda workers: _room(config, workers) or Room(math.inf))
+    planning.require_room(sizes, lambda workers: _room(config, workers))
 
 
 def describe(planned: PlannedRun) -> list[str]:

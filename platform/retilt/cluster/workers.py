@@ -20,7 +20,7 @@ from retilt.cluster.display import Display
 from retilt.cluster.failures import Watch, cause
 from retilt.cluster.messages import Update, on_this_node, raise_failure
 from retilt.cluster.rank import GlooOrNccl, Work, run_rank
-from retilt.cluster.resources import place_workers
+from retilt.cluster.resources import kernel_kills, place_workers
 from retilt.evaluation.report import code_version
 from retilt.types import Stopped, TrainingError
 
@@ -64,12 +64,14 @@ def on_workers(
     hang_seconds: int = 300,
     stop_seconds: int | None = None,
     resize_seconds: float = RESIZE_SECONDS,
+    estimate: str = "",
 ) -> dict[str, Any]:
     """Run ``work`` on ``workers`` ranks (or fewest to most) of the connected cluster and return rank 0's result.
 
     When a worker ends or does not answer for ``hang_seconds``, ``work`` starts again on all of them, as long as there
     is progress (``reporter.progress({"committed": step})``). With ``stop_seconds`` SIGTERM asks for a last checkpoint
-    and leaves that long for it; without, there is nothing to write and ``session.connect`` ends at once.
+    and leaves that long for it; without, there is nothing to write and ``session.connect`` ends at once. ``estimate``
+    is a sentence about the memory of a worker, told where one had too little.
 
     Raises:
         InputError, StorageError, TrainingError, Stopped: what a worker raised, as what it is.
@@ -100,21 +102,22 @@ def on_workers(
             torch_config=GlooOrNccl(timeout_s=hang_seconds),
             scaling_config=scaling,
             run_config=RunConfig(
-                name="run", storage_path=folder, failure_config=failures, callbacks=[Watch(messages)]
+                name="run", storage_path=folder, failure_config=failures, callbacks=[Watch(messages, estimate)]
             ),
         )  # fmt: skip
 
     stop = stopping.Checkpointing(messages, stop_seconds, lambda line: show({"note": line})) if stop_seconds else None
     with Display(messages, show), _ray_train(hang_seconds, workers), stop() if stop else contextlib.nullcontext():
-        _fit(trainer, messages, lambda: stop is not None and stop.asked)
+        _fit(trainer, messages, lambda: stop is not None and stop.asked, estimate)
     result = ray.get(messages.result.remote())
     if result is None:
         raise TrainingError("the workers ended without a result")
     return dict(result)
 
 
-def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callable[[], bool]) -> None:
+def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callable[[], bool], estimate: str) -> None:
     """Run Ray Train, which has a budget of restarts, and do it again as long as there is progress."""
+    kills = kernel_kills()
     while True:
         before = ray.get(messages.committed.remote())
         try:
@@ -127,9 +130,10 @@ def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callabl
                 raise Stopped(
                     "SIGTERM: the workers ended before a last checkpoint; the same command continues"
                 ) from problem
+            reason = cause(problem, estimate, killed=kernel_kills() > kills)
             if ray.get(messages.committed.remote()) == before:
-                raise TrainingError(f"{cause(problem)}; {RESTARTS} restarts brought no new checkpoint") from problem
-            ray.get(messages.ended.remote(cause(problem)))
+                raise TrainingError(f"{reason}; {RESTARTS} restarts brought no new checkpoint") from problem
+            ray.get(messages.ended.remote(reason))
             if room := ray.get(messages.room.remote()):
                 ray.util.remove_placement_group(room)  # what a controller that died leaves until the driver ends
     raise_failure(messages)

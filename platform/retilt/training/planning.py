@@ -26,6 +26,8 @@ PROCESS = 600e6
 """A worker that has nothing to work on yet: Python, torch, TorchRec, Arrow, Ray (570 MB measured)."""
 ITEM = 110
 """Of each item of the vocabulary: the columns as they are read; 17 of these bytes stay, and sums for the proposal."""
+GAPS = 250e6
+"""Most that is lost between allocations: those above 32 MB have pages of their own."""
 DRAW = 36
 """Of each draw where every position has its own negatives."""
 EVENT = 16
@@ -79,18 +81,17 @@ class Sizes:
         spread = 1 + min(1.1, 10 / slices)
         positions = config.batch_users * min(model.max_length, 2 * mean) * spread
         largest = max(group.rows for group in dataset.row_groups)
-        negatives = {"exact": None, "sampled": config.negative_count}[config.softmax]
-        if negatives is not None and config.proposal == "in_batch":
-            negatives = round(positions)
+        trained = config.batch_users * min(model.max_length, mean)
+        negatives = round(trained) if config.proposal == "in_batch" else config.negative_count
         return cls(
             model=model,
             dense=_parameters(model),
             items=dataset.items,
             placement=placement,
             optimizer=config.optimizer_for(placement),
-            negatives=negatives,
+            negatives=None if config.softmax == "exact" else negatives,
             own_negatives=config.negatives == "per_position",
-            trained=config.batch_users * min(model.max_length, mean),
+            trained=trained,
             positions=max(positions, dataset.lanes * min(model.max_length, 16 * mean)),
             evaluated=min(config.batch_users, largest) * model.max_length,
             slices=slices,
@@ -176,15 +177,15 @@ def _softmax(sizes: Sizes) -> float:
 
 
 def _activations(sizes: Sizes, positions: float) -> float:
-    """What the backbone keeps for its backward pass, half as much again, and two layers; or validation's if larger.
+    """What the backbone keeps for its backward pass, two layers more, and gaps; or what validation needs if it is more.
 
-    The half is for gradients on their way and the gaps that allocations of other sizes leave, the two layers are the
-    one that is being worked at. Validation keeps nothing, but works in float64 and with batches of its own.
+    The two layers are the one that is being worked at and gradients on their way; gaps are what allocations of several
+    sizes leave between them. Validation keeps nothing, but works in float64 and with batches of its own.
     """
-    kept, layer = sizes.model.kept_per_position, sizes.model.kept_per_position / sizes.model.blocks
-    if sizes.recomputed:
-        kept = sizes.model.blocks * sizes.model.width
-    return 4 * max(positions * (1.5 * kept + 2 * layer), sizes.evaluated * 2 * layer)
+    numbers = sizes.model.kept_per_position
+    layer = 4 * numbers / sizes.model.blocks
+    kept = 4 * positions * (sizes.model.blocks * sizes.model.width if sizes.recomputed else numbers)
+    return max(kept + min(kept / 2, GAPS) + 2 * layer * positions, 2 * layer * sizes.evaluated)
 
 
 @dataclass(frozen=True)
@@ -198,49 +199,43 @@ class Room:
 
 def fits(sizes: Sizes, room: Room) -> bool:
     """Whether a worker has room; for a sharded table TorchRec's planner says so."""
-    parts = memory(sizes)
-    device = {name: size for name, size in parts.items() if room.device is not None and name not in ON_HOST}
-    host = sum(parts.values()) - sum(device.values())
-    if room.device is None:
-        left, kind = room.host - host, "cpu"
-    elif host > room.host:
+    parts, kind = memory(sizes), "cpu" if room.device is None else "cuda"
+    host = sum(size for name, size in parts.items() if kind == "cpu" or name in ON_HOST)
+    if host > room.host:
         return False
-    else:
-        left, kind = room.device - sum(device.values()), "cuda"
+    left = room.host - host if room.device is None else room.device - (sum(parts.values()) - host)
     if sizes.placement == "replicated":
         return left >= 0
     own = parts["table"] + parts["optimizer"]
     return plan_table(sizes.items + 1, sizes.row // 4, sizes.workers, kind, left + own) is not None
 
 
-def require_room(sizes: Sizes, room: Callable[[int], Room]) -> None:
-    """Refuse a run whose workers have no room; ``room`` says how much one of that many has.
+def require_room(sizes: Sizes, room: Callable[[int], Room | None]) -> None:
+    """Refuse a run whose workers have no room; ``room`` says how much one of that many has (None: nobody knows).
 
     Raises:
         InputError: names what a worker needs and has, and the smallest number of workers that would have room.
     """
     here = room(sizes.workers)
-    if fits(sizes, here):
+    if here is None or fits(sizes, here):
         return
-    numbers = range(1, _most_workers(sizes) + 1)
-    if (found := next((n for n in numbers if fits(replace(sizes, workers=n), room(n))), None)) is not None:
-        way_out = f"use workers={found}"
-    elif (found := next((n for n in numbers if fits(replace(sizes, workers=n), here)), None)) is not None:
-        way_out = f"{found} workers would have room if each had as much: use workers={found} on more or larger machines"
+    most = sizes.lanes if sizes.placement == "replicated" else min(sizes.lanes, math.isqrt(sizes.items + 1))
+    others = [replace(sizes, workers=workers) for workers in range(1, most + 1)]
+    if found := next((each for each in others if (its := room(each.workers)) and fits(each, its)), None):
+        way_out = f"use workers={found.workers}"
+    elif found := next((each for each in others if fits(each, here)), None):
+        way_out = f"{found.workers} workers would have room if each had as much, on more or larger machines"
     else:
-        other = "table=row_wise" if sizes.placement == "replicated" else "a smaller batch_users or model.max_length"
-        way_out = f"no number of workers up to {numbers[-1]} would have room in as much; use {other}, or more memory"
+        way_out = f"no number of workers up to {most} would have room in as much: {less(sizes)}"
+    has = gigabytes(here.host) if here.device is None else f"{gigabytes(here.device)} on its GPU"
     needed = in_words(memory(sizes))
-    has = (
-        gigabytes(here.host)
-        if here.device is None
-        else f"{gigabytes(here.device)} on its GPU and {gigabytes(here.host)}"
-    )
     raise InputError(f"a worker needs {needed}, but each of {sizes.workers} has {has}; {way_out}")
 
 
-def _most_workers(sizes: Sizes) -> int:
-    return sizes.lanes if sizes.placement == "replicated" else min(sizes.lanes, math.isqrt(sizes.items + 1))
+def less(sizes: Sizes) -> str:
+    """What makes a run need less memory in each worker."""
+    table = "table=row_wise" if sizes.placement == "replicated" else "more workers"
+    return f"use {table}, a smaller batch_users, or more memory"
 
 
 def in_words(parts: Mapping[str, float]) -> str:
