@@ -167,10 +167,11 @@ class Dataset:
         """
         return pa.concat_tables(self._vocabulary_parts())
 
-    def _vocabulary_parts(self) -> Iterator[Any]:
-        first = 1
+    def _vocabulary_parts(self, *columns: str) -> Iterator[Any]:
+        """Part after part, all columns or these and ``index``."""
+        first, chosen = 1, ["index", *columns] if columns else None
         for part in self.manifest["vocabulary"]:
-            table = storage.retried(partial(_read_table, storage.join(self.uri, part["path"])))
+            table = storage.retried(partial(_read_table, storage.join(self.uri, part["path"]), chosen))
             if not np.array_equal(table["index"].to_numpy(), np.arange(first, first + int(part["rows"]))):
                 raise InputError(f"{storage.join(self.uri, 'vocabulary')}: the indices are not 1 … {self.items}")
             first += len(table)
@@ -178,7 +179,7 @@ class Dataset:
 
     def item_ids(self) -> Iterator[Any]:
         """Arrow arrays of the items' ids, a part of the vocabulary at a time, in the order of the indices."""
-        for table in self._vocabulary_parts():
+        for table in self._vocabulary_parts("item"):
             yield from table["item"].chunks
 
     @property
@@ -198,11 +199,13 @@ class Dataset:
 
     @cached_property
     def _counts(self) -> dict[str, Tensor]:
-        table = self.vocabulary()
-        counts = {}
-        for name in ("count_select", "count_refit", "active"):
-            values = table[name].to_numpy()
-            counts[name] = torch.from_numpy(np.concatenate([np.zeros(1, values.dtype), values]))
+        kinds = {"count_select": torch.int64, "count_refit": torch.int64, "active": torch.bool}
+        counts = {name: torch.zeros(self.items + 1, dtype=kind) for name, kind in kinds.items()}
+        first = 1
+        for table in self._vocabulary_parts(*counts):
+            for name, values in counts.items():
+                values.numpy()[first : first + len(table)] = table[name].to_numpy()
+            first += len(table)
         return counts
 
     def train_counts(self, protocol: str) -> Tensor:
@@ -258,9 +261,9 @@ def _read_schema(place: str) -> Any:
         return pq.read_schema(file)
 
 
-def _read_table(place: str) -> Any:
+def _read_table(place: str, columns: list[str] | None) -> Any:
     with storage.reading(place), storage.open_input(place) as file:
-        return pq.read_table(file, page_checksum_verification=True, use_threads=False)
+        return pq.read_table(file, columns=columns, page_checksum_verification=True, use_threads=False)
 
 
 def _read_row_group(place: str, row_group: int, expected: list[int]) -> Any:

@@ -28,7 +28,7 @@ ITEM = 110
 """Of each item of the vocabulary: the columns as they are read; 17 of these bytes stay, and sums for the proposal."""
 GAPS = 250e6
 """Most that is lost between allocations: those above 32 MB have pages of their own."""
-DRAW = 36
+DRAW = 32
 """Of each draw where every position has its own negatives."""
 EVENT = 16
 """Of each event in the windows that are read ahead: item, reward, time."""
