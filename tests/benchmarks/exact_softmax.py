@@ -65,7 +65,6 @@ def sharded(items: int, width: int, item_N: Tensor, steps: int) -> dict[str, flo
     with peak_mib() as peak:
         for _ in range(steps):
             found, rows = table.lookup(item_N, own=True)
-            assert rows is not None
             softmax = CatalogueSoftmax(20 * normalize(found, dim=1), rows, cover)
             del rows
             softmax.log_prob(item_N.roll(1)).sum().backward()

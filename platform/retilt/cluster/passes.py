@@ -3,16 +3,14 @@
 Plain tasks and not Ray Data: its keyed repartition takes events from the object store and puts them back once more,
 compressed and up to a gigabyte a task; it took two to four times as long (docs/experiments.md). A task's results stay
 in the object store of its node until they are used; the driver holds references, and in its own memory the vocabulary.
-
-Errors travel as values: what a task raises, Ray logs with a traceback before the one sentence that is for the user.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +19,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import ray
 
+from retilt.cluster.in_turn import in_turn, value
 from retilt.data import events, survey, tasks, vocabulary
 from retilt.data.shards import Limits, Occurring, Written
 from retilt.types import RetiltError
@@ -31,10 +30,6 @@ PARTS = 64
 """Most parts. With more, counts of one task and part would be objects too small to be worth their overhead."""
 GROUPS = 512
 """Most groups of shards, for the same reason."""
-TASKS_PER_CPU = 2
-"""Tasks under way: enough that none waits for the driver, few enough that a failure need not wait for long."""
-END_SECONDS = 60
-"""How long the end of tasks under way is waited for after a failure, before what they write is deleted."""
 
 
 @dataclass(frozen=True)
@@ -101,46 +96,6 @@ def _write(
         yield problem
 
 
-def _value(reference: Any) -> Any:
-    value = ray.get(reference)
-    if isinstance(value, RetiltError):
-        raise value
-    return value
-
-
-def _in_turn(start: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> Generator[Any, None, None]:
-    """What ``start`` returns for each of ``arguments``, in their order, with TASKS_PER_CPU of the tasks under way.
-
-    When it is closed early, it waits for those. Cancelling them is no way out: in Ray 2.60 that crashes or hangs the
-    driver where a task ends at the same moment.
-    """
-    waiting: deque[Any] = deque()
-    underway: list[Any] = []
-    try:
-        for each in arguments:
-            waiting.append(start(*each))
-            underway.append(_end(waiting[-1]))
-            while len(underway) > TASKS_PER_CPU * _cpus():
-                _, underway = ray.wait(underway, num_returns=1)
-            while waiting and _end(waiting[0]) not in underway:
-                yield waiting.popleft()
-        while waiting:
-            yield waiting.popleft()
-    finally:
-        if underway:
-            ray.wait(underway, num_returns=len(underway), timeout=END_SECONDS)
-
-
-def _cpus() -> float:
-    resources: Any = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    return max(1.0, float(resources.get("CPU", 1)))
-
-
-def _end(started: Any) -> Any:
-    """The reference that is ready when the task has ended: a generator's own, or the first result."""
-    return started.completed() if isinstance(started, ray.ObjectRefGenerator) else started[0]
-
-
 def count(plan: survey.Plan) -> Counted:
     """The first pass: check every value, count the items.
 
@@ -151,9 +106,9 @@ def count(plan: survey.Plan) -> Counted:
     start: Any = _count.options(num_returns=1 + parts)
     rows: Counter[str] = Counter()
     counts = []
-    with contextlib.closing(_in_turn(start.remote, ((task, plan.layout, parts) for task in plan.tasks()))) as started:
+    with contextlib.closing(in_turn(start.remote, ((task, plan.layout, parts) for task in plan.tasks()))) as started:
         for found, *counted in started:
-            rows.update(_value(found))
+            rows.update(value(found))
             counts.append(counted)
     merged = [_merge.remote(*part) for part in zip(*counts, strict=True)]
     tables = ray.get(merged)
@@ -170,10 +125,10 @@ def send(plan: survey.Plan, counted: Counted, number: npt.NDArray[np.int32], sha
     numbers = np.split(number, counted.ends[:-1])
     lookups = [_lookup.remote(part, each) for part, each in zip(counted.parts, numbers, strict=True)]
     arguments = ((task, plan.layout, shuffle, *lookups) for task in plan.tasks(shuffle.block_rows))
-    with contextlib.closing(_in_turn(_send.remote, arguments)) as started:
+    with contextlib.closing(in_turn(_send.remote, arguments)) as started:
         for references in started:
             for reference in references:
-                sizes = _value(reference)
+                sizes = value(reference)
                 total += int(sizes.sum())
                 for group, (first, last) in enumerate(itertools.pairwise(shuffle.edges)):
                     if sizes[first:last].any():
@@ -186,10 +141,10 @@ def write(sent: Sent, uri: str, limits: Limits) -> Iterator[tuple[Written, Occur
 
     What was sent is given up on the way, so this can be done once.
     """
-    with contextlib.closing(_in_turn(_write.remote, _pieces(sent, uri, limits))) as started:
+    with contextlib.closing(in_turn(_write.remote, _pieces(sent, uri, limits))) as started:
         for references in started:
             for reference in references:
-                yield _value(reference)
+                yield value(reference)
 
 
 def _pieces(sent: Sent, uri: str, limits: Limits) -> Iterator[tuple[Any, ...]]:

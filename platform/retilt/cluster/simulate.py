@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,15 +12,13 @@ import ray
 from retilt import storage
 from retilt.cluster import session
 from retilt.cluster.display import duration, say
+from retilt.cluster.in_turn import in_turn, value
 from retilt.cluster.stopping import released_on_sigterm
 from retilt.config import SimulateConfig
 from retilt.data import event_log, simulate
 from retilt.data.event_log import EventLog, Written
 from retilt.data.presets import PRESETS, Preset
 from retilt.types import RetiltError
-
-END_SECONDS = 10
-"""For tasks that are no longer needed to end."""
 
 
 def run(config: SimulateConfig, dry_run: bool = False) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def _simulate(config: SimulateConfig, preset: Preset, parts: Sequence[simulate.P
             done, seconds = sum(each.summary.events for each in written), time.monotonic() - began
             left = duration(seconds * (total - done) / done)
             say(f"  {len(written)} of {len(parts)} files, {done:,} events, {done / seconds:,.0f} a second, {left} left")
-        return log.finish(sorted(written, key=lambda each: each.entry["path"]))
+        return log.finish(written)
     except (RetiltError, ray.exceptions.RayError) as problem:
         inner = session.unwrapped(problem) if isinstance(problem, ray.exceptions.RayError) else problem
         log.abandon()
@@ -71,31 +70,21 @@ def _simulate(config: SimulateConfig, preset: Preset, parts: Sequence[simulate.P
 
 
 def _written(config: SimulateConfig, preset: Preset, parts: Sequence[simulate.Part]) -> Iterator[Written]:
-    """Writes the files; what each holds, in the order in which they are done."""
+    """Writes the files; what each holds, in their order."""
     if len(parts) == 1:
         with released_on_sigterm():
             yield event_log.write_part(config.output, preset, parts[0], config.seed, config.truth)
         return
     with session.connect(config.threads, dashboard=False):
         session.require_shared(config.output, "output", config.storage.shared_filesystem)
-        pending = [_write.remote(config.output, preset, part, config.seed, config.truth) for part in parts]
-        try:
-            while pending:
-                (done, *_), pending = ray.wait(pending)
-                found = ray.get(done)
-                if isinstance(found, RetiltError):
-                    raise found
-                yield found
-        finally:
-            if pending:  # no file may appear after the folder was given up
-                for task in pending:
-                    ray.cancel(task, force=True)
-                ray.wait(pending, num_returns=len(pending), timeout=END_SECONDS)
+        arguments = ((config.output, preset, part, config.seed, config.truth) for part in parts)
+        with contextlib.closing(in_turn(_write.remote, arguments)) as started:
+            for reference in started:
+                yield value(reference)
 
 
 @ray.remote
 def _write(uri: str, preset: Preset, part: simulate.Part, seed: int, truth: bool) -> Written | RetiltError:
-    # Errors travel as values: raised, Ray would log a traceback before the one sentence.
     try:
         return event_log.write_part(uri, preset, part, seed, truth)
     except RetiltError as problem:

@@ -157,7 +157,7 @@ class ShardedTable:
         weight: Tensor = self._state["weight"]
         return weight
 
-    def lookup(self, item_M: Tensor, *, own: bool) -> tuple[Tensor, Tensor | None]:
+    def lookup(self, item_M: Tensor, *, own: bool) -> tuple[Tensor, ...]:
         """Embeddings of items (M, D) and, if asked for, the rows this rank owns (R, stored width). Collective."""
         from torchrec import KeyedJaggedTensor
 
@@ -165,14 +165,14 @@ class ShardedTable:
         features = KeyedJaggedTensor(["item"], distinct_U, lengths=torch.tensor([len(distinct_U)], device=self._device))
         context = self._collection.create_context()
         asked = self._collection.input_dist(context, features).wait().wait()
-        rows_RS: Tensor | None = None
+        rows: list[Tensor] = []
         if own:
             context.sharding_contexts[0].lengths_after_input_dist = asked[0].lengths().view(-1, asked[0].stride())
-            answers, rows_RS = _WholeShard.apply(self._root, asked[0].values(), self)  # type: ignore[no-untyped-call]
+            answers, *rows = _WholeShard.apply(self._root, asked[0].values(), self)  # type: ignore[no-untyped-call]
         else:
             (answers,) = self._collection.compute(context, asked)
         distinct_US = self._collection.output_dist(context, [answers]).wait()["item"].values()
-        return embedding(place_M, distinct_US)[:, : self.width], rows_RS
+        return embedding(place_M, distinct_US)[:, : self.width], *rows
 
     @torch.no_grad()
     def update(self, grad_RS: Tensor) -> None:

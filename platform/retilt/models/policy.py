@@ -104,21 +104,17 @@ class CataloguePolicy:
         item_M = item_BT.reshape(-1)
         if drawn is not None:
             item_M = torch.cat([item_M, target_P, drawn.item_K])
-        found_MD, rows_RD = None, None
+        found_MD, rows = None, []
         if isinstance(self.table, ShardedTable):
-            looked_up = self.table.lookup(item_M, own=drawn is None)
-            found_MD, *own = self.guard.watch(*(each for each in looked_up if each is not None), collective=True)
-            rows_RD = own[0] if own else None
+            found_MD, *rows = self.guard.watch(*self.table.lookup(item_M, own=drawn is None), collective=True)
         key_BT = counter.keys(batch.example_B, item_BT.shape[1], self.seed, self.step)
         hidden_BTD, others_MD, *further = self.wrapped(item_M, found_MD, batch.time_BT, item_BT != 0, key_BT)
         if found_MD is None:
-            rows = further if drawn is None else []
+            rows = further if drawn is None else []  # a sampled step gives them no gradient to look at
             hidden_BTD, others_MD, *rows = self.guard.watch(hidden_BTD, others_MD, *rows, collective=False)
-            rows_RD = rows[0] if rows else None
         hidden_PD = self._positions(hidden_BTD, batch)
         if drawn is None:
-            assert rows_RD is not None
-            return self._softmax(hidden_PD, rows_RD)
+            return self._softmax(hidden_PD, rows[0])
         return SampledSoftmax(hidden_PD, target_P, others_MD[: len(target_P)], others_MD[len(target_P) :], drawn)
 
     @torch.no_grad()

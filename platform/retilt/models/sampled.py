@@ -26,7 +26,7 @@ from retilt import ranks
 from retilt.models.counter import keys, mix, words
 from retilt.models.softmax import LN_2
 from retilt.models.tiles import LOG2_E, log_sum_exp, log_sum_exp_backward, parts, unit
-from retilt.types import Batch
+from retilt.types import Batch, InputError
 
 PAIR_NUMBERS = 1 << 20
 """Numbers of the embeddings that are gathered at once where every position has its own negatives."""
@@ -177,10 +177,13 @@ class SampledSoftmax:
         """Estimated log-probability of the batch's targets, shape (P,), differentiable; no collective.
 
         Raises:
-            NotImplementedError: other items than the targets, whose embeddings this step has not looked up.
+            InputError: other items than the targets, whose embeddings this step has not looked up.
         """
         if not torch.equal(item_P, self.target_P):
-            raise NotImplementedError("a sampled softmax knows the batch's targets only; use softmax=exact")
+            raise InputError(
+                "softmax = 'sampled' knows the probability of a batch's targets only, and this method asks for that of "
+                "other items: use softmax=exact"
+            )
         target_P = (self.hidden_PD * unit(self.target_PD, self.hidden_PD.dtype)).sum(1)
         return target_P - torch.logaddexp(target_P, self._others())
 

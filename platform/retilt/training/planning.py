@@ -25,7 +25,10 @@ from retilt.types import InputError
 PROCESS = 600e6
 """A worker that has nothing to work on yet: Python, torch, TorchRec, Arrow, Ray (570 MB measured)."""
 ITEM = 110
-"""Of each item of the vocabulary: the columns as they are read; 17 of these bytes stay, and sums for the proposal."""
+"""Of each item of the vocabulary: counts and flag (17), sums for the proposal (8), columns of a part as they are read.
+
+Measured when all columns were read at once; since they are read part by part it is more than is taken.
+"""
 GAPS = 250e6
 """Most that is lost between allocations: those above 32 MB have pages of their own."""
 DRAW = 32
