@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retilt.models.tiles import TILE_POSITIONS, TILE_ROWS, parts, tiles, unit
+from retilt.models.tiles import SMALLEST_NORM, TILE_POSITIONS, TILE_ROWS, parts, tiles
 
 TIE = 1e-9
 """Logits closer than this are equal. They are float64 from float32 tables, whose rounding differs by about 1e-15."""
@@ -87,7 +87,9 @@ class Scores:
 
     def _pairs(self, hidden_ND: Tensor, position_M: Tensor, item_M: Tensor) -> Tensor:
         rows_MD = self.rows_RD.index_select(0, item_M - self.first)  # copies whole rows; indexing goes by numbers
-        return (hidden_ND.index_select(0, position_M) * unit(rows_MD, hidden_ND.dtype)).sum(1)
+        rows_MD = rows_MD.to(hidden_ND.dtype)
+        norm_M = torch.linalg.vector_norm(rows_MD, dim=1).clamp_(min=SMALLEST_NORM)
+        return hidden_ND.index_select(0, position_M).mul_(rows_MD).sum(1).div_(norm_M)
 
     def _reach(self, position_M: Tensor, item_M: Tensor, floor_N: Tensor) -> Tensor:
         """Which pairs, all of rows held here, reach their position's floor, bool: by float32 where that is sure."""

@@ -63,16 +63,15 @@ class Tile:
 def tiles(rows_RD: Tensor, bias_R: Tensor | None, dtype: torch.dtype) -> Iterator[Tile]:
     """All rows, tile after tile, normalised in ``dtype``."""
     step = min(TILE_ROWS, len(rows_RD))
+    biased = set() if bias_R is None else set((bias_R.nonzero()[:, 0] // TILE_ROWS).tolist())
     buffer = torch.empty(TILE_POSITIONS * step, dtype=dtype, device=rows_RD.device)
     memory = torch.empty(step, rows_RD.shape[1], dtype=dtype, device=rows_RD.device)
-    for some in parts(len(rows_RD), TILE_ROWS):
+    for number, some in enumerate(parts(len(rows_RD), TILE_ROWS)):
         rows_KD = rows_RD[some].to(dtype)
         inverse_K1 = torch.linalg.vector_norm(rows_KD, dim=1, keepdim=True).clamp_(min=SMALLEST_NORM).reciprocal_()
         unit_KD = memory[: len(rows_KD)]
         torch.mul(rows_KD, inverse_K1, out=unit_KD)
-        bias_K = None if bias_R is None else bias_R[some]
-        if bias_K is not None and not bool(bias_K.any()):
-            bias_K = None
+        bias_K = bias_R[some] if bias_R is not None and number in biased else None
         yield Tile(some, unit_KD, inverse_K1, bias_K, buffer)
 
 
