@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "platform" / "retilt"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 JOBS = sorted((ROOT / "jobs").glob("*.py"))
-ALGORITHMS = ("bc", "rsft", "exp_rsft", "top_rated")
+ALGORITHMS = ("bc", "rsft", "exp_rsft", "top_rated", "dpo", "ppo", "reward_model")
 
 DOORS = {
     "ray": ("cluster/",),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from retilt.config import (
-    REPLICATED_ITEMS,
     EvaluateConfig,
     PrepareConfig,
     TrainConfig,
@@ -15,6 +14,7 @@ from retilt.config import (
     keys,
     load_yaml,
 )
+from retilt.config.train import REPLICATED_ITEMS
 from retilt.types import InputError
 
 TRAIN = {"dataset": "d", "output": "o"}

@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from retilt.settings import Settings, build, config_hash, dump_yaml, free, identity_hash, keys, load_yaml
+from retilt.settings import Settings, build, config_hash, dump_yaml, free, identity_hash, keys, later, load_yaml
 from retilt.types import InputError
 
 
@@ -167,3 +167,13 @@ def test_what_is_printed_reads_back(text, rate):
 def test_text_that_looks_like_something_else_reads_back(text):
     config = Outer(data="d", inner=Inner(note=text))
     assert build(Outer, load_yaml(dump_yaml(config), "here")) == config
+
+
+def test_a_field_that_came_later_leaves_what_was_made_before_as_it_is():
+    class Newer(Outer):
+        floor: float | None = later(None, gt=0)
+
+    before = identity_hash(Outer(data="d"))
+    assert identity_hash(Newer(data="d")) == before
+    assert identity_hash(Newer(data="d", floor=None)) == before
+    assert identity_hash(Newer(data="d", floor=1.0)) != before

@@ -28,6 +28,14 @@ def free(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"identity": False}, **constraints)
 
 
+def later(default: Any, **constraints: Any) -> Any:
+    """A field that came when runs existed already: part of the identity only where it is not the default.
+
+    So what was made before stays what it is, and is continued and found.
+    """
+    return Field(default, json_schema_extra={"identity": "unless default"}, **constraints)
+
+
 def members(field: FieldInfo) -> list[type[BaseModel]]:
     """The settings classes that a field may hold: one for a nested section, several for a union, none for a scalar."""
 
@@ -38,6 +46,11 @@ def members(field: FieldInfo) -> list[type[BaseModel]]:
             yield from walk(argument)
 
     return list(dict.fromkeys(walk(field.annotation)))
+
+
+def by_name(field: FieldInfo) -> bool:
+    """Whether a field holds a section for each of any number of names."""
+    return get_origin(field.annotation) is dict and bool(members(field))
 
 
 class Key(NamedTuple):
@@ -60,7 +73,7 @@ def keys(cls: type[BaseModel], prefix: str = "") -> list[Key]:
         if not inner:
             found.append(Key(prefix + name, field, (), allowed(field)))
         elif len(inner) == 1:
-            found += keys(inner[0], f"{prefix}{name}.")
+            found += keys(inner[0], f"{prefix}{name}.{'NAME.' if by_name(field) else ''}")
         else:
             found += _union_keys(inner, f"{prefix}{name}.")
     return found
@@ -148,6 +161,10 @@ def _locate(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[str, type[BaseMod
     owner, field = cls, None
     inner: list[type[BaseModel]] = [cls]
     for step in loc:
+        if path and field is not None and by_name(field):
+            path.append(str(step))
+            field = None
+            continue
         tagged = [each for each in inner if "name" in each.model_fields and each.model_fields["name"].default == step]
         if path and tagged and step not in owner.model_fields:
             owner, inner = tagged[0], tagged
@@ -200,7 +217,8 @@ def _canonical(value: Any, identity_only: bool) -> Any:
         found = {}
         for name, field in type(value).model_fields.items():
             extra = field.json_schema_extra
-            if identity_only and isinstance(extra, dict) and extra.get("identity") is False:
+            kind = extra.get("identity") if isinstance(extra, dict) else None
+            if identity_only and (kind is False or (kind and getattr(value, name) == field.default)):
                 continue
             found[name] = _canonical(getattr(value, name), identity_only)
         return found

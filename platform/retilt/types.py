@@ -1,7 +1,7 @@
 """The nouns and protocols that every layer shares; they keep the sibling packages from importing each other.
 
 Shape legend: B users, T events of the longest sequence in the batch, P supervised positions of the batch (row-major
-order of ``supervised_BT``), V items of the catalogue, D width.
+order of ``supervised_BT``), K draws of a position, V items of the catalogue, D width.
 """
 
 from __future__ import annotations
@@ -91,6 +91,8 @@ class Batch:
     """int64, evaluation only: how many of ``seen_item`` belong to each supervised position."""
     untied_P: Tensor | None = None
     """bool, evaluation only: no other event of the user shares the target's time."""
+    earlier_B: Tensor | None = None
+    """int64, evaluation only: events of the user before the sequence, which the model does not see."""
 
     @property
     def target_item_P(self) -> Tensor:
@@ -101,6 +103,10 @@ class Batch:
         return self.reward_BT[self.supervised_BT]
 
     @property
+    def positions(self) -> Positions:
+        return Positions(self.target_item_P, self.target_reward_P, self.target_example_P)
+
+    @property
     def target_example_P(self) -> Tensor:
         return self.example_B.repeat_interleave(self.supervised_BT.sum(1))
 
@@ -108,6 +114,23 @@ class Batch:
         """Some users of a training batch, by their rows."""
         assert self.seen_item is None, "an evaluation batch cannot be cut"
         return replace(self, **{name: value[user] for name, value in vars(self).items() if value is not None})
+
+    def contexts(self, chosen_BT: Tensor) -> Batch:
+        """The same sequences with fewer supervised positions: those of them that ``chosen_BT`` (bool) marks."""
+        assert self.seen_item is None, "an evaluation batch cannot be cut"
+        return replace(self, supervised_BT=self.supervised_BT & chosen_BT)
+
+    def history(self) -> tuple[Tensor, Tensor]:
+        """Distinct items of the window before each supervised position: ``seen_item`` and ``seen_length_P``, int64."""
+        user_P, place_P = self.supervised_BT.nonzero(as_tuple=True)
+        order_BT = self.item_BT.argsort(dim=1, stable=True)
+        sorted_BT = self.item_BT.gather(1, order_BT)
+        new_BT = sorted_BT != sorted_BT.roll(1, dims=1)
+        new_BT[:, :1] = True
+        first_BT = new_BT.scatter(1, order_BT, new_BT)
+        column_T = order_BT.new_ones(self.item_BT.shape[1]).cumsum(0) - 1
+        seen_PT = first_BT[user_P] & (column_T < place_P[:, None])
+        return self.item_BT[user_P][seen_PT], seen_PT.sum(1)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch with every tensor on ``device``."""
@@ -144,23 +167,63 @@ class Statistics:
     """Mean of the algorithm's unnormalised weight over the trained positions."""
     threshold: float = 0.0
     """Smallest reward that counts as top rated (``top_rated`` only)."""
+    reward_sd: float = 0.0
+    reward_ranks: list[list[float]] = field(default_factory=list)
+    """Pairs (reward, mid-rank between 0 and 1), ascending; only where an algorithm ranks rewards."""
+    log_weight_max: float = 0.0
+    """Largest logarithm of an unnormalised weight, where only the users' own events tell it (``exp_rsft``)."""
+    trajectories: int = 0
+    """Users with trained positions, under ``exp_rsft`` with ``level=trajectory`` as the two that follow."""
+    return_mean: float = 0.0
+    """Mean over trajectories of the return, in the unit that the rewards were transformed to."""
+    return_sd: float = 0.0
 
 
 class Likelihood(Protocol):
-    """π(a | s) at the P supervised positions of a batch, exact or estimated. All that these algorithms see."""
+    """π(a | s) at the P supervised positions of a batch, exact or estimated. All that offline algorithms see."""
 
-    def log_prob(self, item_P: Tensor) -> Tensor:
-        """Log-probability of one item per position, shape (P,), float32, differentiable. Collective over ranks."""
+    @property
+    def head_P(self) -> Tensor | None:
+        """What the network's head, if it has one, says of each position: a state's value, or the target's reward."""
+        ...
+
+    def log_prob(self, item: Tensor) -> Tensor:
+        """Log-probability of one item per position, (P,), or of several, (P, K); float32, differentiable. Collective.
+
+        An estimated one knows the targets alone.
+        """
         ...
 
 
 class Distribution(Likelihood, Protocol):
-    """π(· | s) over the whole catalogue at the P supervised positions of a batch, exact."""
+    """π(· | s) over the whole catalogue at the P supervised positions of a batch, exact. All that algorithms see."""
+
+    def entropy(self) -> Tensor:
+        """In nats, shape (P,), differentiable. Collective over ranks."""
+        ...
+
+    def kl(self, reference: Any) -> Tensor:
+        """KL(π ‖ reference) in nats, shape (P,), differentiable by π alone. Collective over ranks."""
+        ...
+
+    def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """``draws`` independent items of each position, none of the seen ones, int64 (P, draws). Collective.
+
+        A function of π and the int32 ``key_P`` alone: the same on any number of workers.
+        """
+        ...
 
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """Exact rank (1 = best) of one item per position among active items without the seen ones, shape (P,), int64.
 
         The item itself is never excluded; among equal scores it is ranked last. Collective over ranks.
+        """
+        ...
+
+    def top_k(self, k: int, seen_item: Tensor, seen_length_P: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits and items (int64) of the ``k`` best active, unseen items of each position, (P, k) each, best first.
+
+        Item 0 fills up where there are fewer. Collective over ranks.
         """
         ...
 
@@ -181,6 +244,60 @@ class ExactPolicy(Policy, Protocol):
         ...
 
 
+class RewardModel(Protocol):
+    """r̂(s, a), frozen."""
+
+    def score(self, batch: Batch, item_PK: Tensor) -> Tensor:
+        """Predicted reward of items at the supervised positions, (P, K), float32, in the data's unit. Collective."""
+        ...
+
+
+@dataclass(frozen=True)
+class Companions:
+    """The frozen models that an online objective learns from."""
+
+    reference: ExactPolicy
+    """The policy that post-training started from."""
+    reward: RewardModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explored(Batch):
+    """A batch and what the policy tried at its supervised positions, from before the first pass over it."""
+
+    item_PK: Tensor
+    """int64, items drawn from the policy."""
+    reward_PK: Tensor
+    """float32, what the reward model gives them, in the data's unit."""
+    log_old_PK: Tensor
+    """Their log-probability under the policy that drew them."""
+    log_reference_PK: Tensor
+    """Their log-probability under the reference."""
+    value_P: Tensor | None
+    """The value head's estimate before the first pass, in the data's unit; None without one."""
+    reference: Any
+    """The reference's ``Distribution`` at the same positions."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Logged examples (s, a, r) without their histories; a user's are consecutive and complete (of its window)."""
+
+    item_P: Tensor
+    """int64."""
+    reward_P: Tensor
+    """float32, in the data's unit."""
+    example_P: Tensor
+    """int64, the user."""
+
+    @property
+    def user_P(self) -> Tensor:
+        """int64, 0 for the first user, 1 for the next."""
+        begins_P = self.example_P != self.example_P.roll(1)
+        begins_P[:1] = True
+        return begins_P.cumsum(0) - 1
+
+
 class Algorithm(Protocol):
     """An objective; implementations are frozen pydantic models whose fields are the hyper-parameters."""
 
@@ -193,7 +310,7 @@ class Algorithm(Protocol):
         """Raise InputError where the rewards rule the method out (negative rewards, overflow)."""
         ...
 
-    def weight(self, reward_P: Tensor, statistics: Statistics) -> Tensor:
+    def weight(self, positions: Positions, statistics: Statistics) -> Tensor:
         """Unnormalised weight of each trained position, shape (P,), float32; its mean is fitted before training."""
         ...
 

@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from tests.algorithms.tabular import TabularPolicy
 
 from retilt.types import Batch
 
 
-class TabularDistribution:
-    """A categorical distribution per position, given by its log-probabilities over items 0 … V."""
-
-    def __init__(self, log_prob_PV: Tensor) -> None:
-        self.log_prob_PV = log_prob_PV
-
-    def log_prob(self, item_P: Tensor) -> Tensor:
-        return self.log_prob_PV.gather(1, item_P[:, None])[:, 0]
-
-
-class TabularPolicy(nn.Module):
-    """Logits of the next item are a learned row per last item."""
-
-    def __init__(self, probabilities: list[float]) -> None:
-        super().__init__()
-        items = len(probabilities)
-        row = torch.tensor([0.0, *probabilities]).log()
-        self.logits = nn.Parameter(row.repeat(items + 1, 1))
-
-    def forward(self, batch: Batch) -> TabularDistribution:
-        last_BT = batch.item_BT.roll(1, dims=1)
-        return TabularDistribution(self.logits[last_BT[batch.supervised_BT]].log_softmax(-1))
-
-
 @pytest.fixture
 def policy() -> TabularPolicy:
-    return TabularPolicy([1 / 2, 1 / 4, 1 / 8, 1 / 8])
+    return TabularPolicy(torch.tensor([0, 1 / 2, 1 / 4, 1 / 8, 1 / 8]).log().repeat(5, 1))
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.algorithms.logged import positions
 
 from retilt.algorithms.bc import BC
 from retilt.types import Statistics
@@ -34,7 +35,7 @@ def test_the_gradient_is_probability_minus_one_hot(policy, batch):
 
 
 def test_every_weight_is_one():
-    assert BC().weight(torch.tensor([1.0, 5.0]), STATISTICS).tolist() == [1, 1]
+    assert BC().weight(positions([1.0, 5.0]), STATISTICS).tolist() == [1, 1]
 
 
 def test_an_empty_share_has_a_loss_of_zero_that_can_be_differentiated(policy, empty_share):

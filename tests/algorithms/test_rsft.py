@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from pydantic import ValidationError
+from tests.algorithms.logged import positions
 
 from retilt.algorithms.rsft import RSFT
 from retilt.algorithms.weights import WeightTally
@@ -31,7 +32,7 @@ def test_the_weight_is_the_reward(policy, batch, normalize, total, count):
 
 
 def test_rewards_up_to_the_baseline_have_no_weight():
-    weight_P = RSFT(baseline=3.0).weight(torch.tensor([1.0, 3.0, 4.5]), STATISTICS)
+    weight_P = RSFT(baseline=3.0).weight(positions([1.0, 3.0, 4.5]), STATISTICS)
     assert weight_P.tolist() == [0, 0, 1.5]
 
 
@@ -46,7 +47,7 @@ def test_negative_rewards_are_refused_with_the_reason():
 def test_the_published_form_keeps_negative_weights():
     published = RSFT(allow_negative=True, normalize="none")
     published.check(replace(STATISTICS, reward_min=-1.0))
-    assert published.weight(torch.tensor([-1.0, 1.0]), STATISTICS).tolist() == [-1, 1]
+    assert published.weight(positions([-1.0, 1.0]), STATISTICS).tolist() == [-1, 1]
     tally = WeightTally(torch.tensor([-1.0, 1.0]))
     one_P = torch.ones(2)
     tally.add(torch.tensor([-1.0, 1.0]), torch.tensor([-1.0, 1.0]), one_P, one_P)
@@ -61,6 +62,6 @@ def test_negative_weights_are_not_divided_by_their_mean():
 def test_a_baseline_above_every_reward_is_refused():
     tally = WeightTally(torch.tensor([1.0, 5.0]))
     one_P = torch.ones(2)
-    tally.add(torch.tensor([1.0, 5.0]), RSFT(baseline=5.0).weight(torch.tensor([1.0, 5.0]), STATISTICS), one_P, one_P)
+    tally.add(torch.tensor([1.0, 5.0]), RSFT(baseline=5.0).weight(positions([1.0, 5.0]), STATISTICS), one_P, one_P)
     with pytest.raises(InputError, match=r"every trained position has weight 0; lower algorithm\.baseline=5"):
         RSFT(baseline=5.0).check_weights(tally)

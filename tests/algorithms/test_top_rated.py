@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.algorithms.logged import positions
 
 from retilt.algorithms.top_rated import TopRated
 from retilt.algorithms.weights import WeightTally
@@ -26,7 +27,7 @@ def test_only_the_top_rated_count(policy, batch, normalize, total, count):
 
 def test_the_threshold_itself_is_top_rated():
     statistics = Statistics(3, 1.0, 5.0, 3.0, threshold=4.1)
-    assert TopRated().weight(torch.tensor([4.0, 4.1, 5.0]), statistics).tolist() == [0, 1, 1]
+    assert TopRated().weight(positions([4.0, 4.1, 5.0]), statistics).tolist() == [0, 1, 1]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests.algorithms.logged import positions
 
 from retilt import ranks
 from retilt.algorithms.exp_rsft import ExpRSFT
@@ -23,7 +24,7 @@ def tally_of(algorithm):
     tally = WeightTally.of({"levels": [[value, count] for value, count in HISTOGRAM.items()]})
     one_P = torch.ones_like(reward_P)
     for part_P in reward_P.split(300_000):
-        tally.add(part_P, algorithm.weight(part_P, STATISTICS), one_P[: len(part_P)], one_P[: len(part_P)])
+        tally.add(part_P, algorithm.weight(positions(part_P), STATISTICS), one_P[: len(part_P)], one_P[: len(part_P)])
     return tally
 
 

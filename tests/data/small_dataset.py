@@ -57,6 +57,7 @@ def write(
     assert first == len(users)
     parts = _write_vocabulary(uri, users, items, k)
     files += [artifact.file_entry(uri, part["path"]) for part in parts]
+    rewards = np.array([event[1] for user in users for event in user], dtype=np.float32)
     body: dict[str, Any] = {
         "name": "small",
         "fingerprint": artifact.fingerprint([[file["path"], file["sha256"]] for file in files]),
@@ -65,7 +66,7 @@ def write(
         "events": sum(map(len, users)),
         "lanes": lanes,
         "split": {"name": "last_k", "k": k},
-        "reward": {"min": 1.0, "max": 5.0},
+        "reward": {"min": float(rewards.min()), "max": float(rewards.max())},
         "shards": entries,
         "vocabulary": parts,
         "vocabulary_sha256": vocabulary.identity([pa.array([f"item-{i}" for i in range(1, items + 1)])]),

@@ -161,6 +161,16 @@ def test_an_item_outside_the_vocabulary_is_found(place, item):
         dataset.read(0, 1)
 
 
+@pytest.mark.parametrize("reward", [-1.0, 7.5])
+def test_a_reward_outside_the_declared_range_is_found(place, reward):
+    last = USERS[14][-1]
+    users = [*USERS[:14], [*USERS[14][:-1], (last[0], reward, last[2])]]
+    write_shard(str(Path(place, FIRST)), users, SHARDS[0])
+    expected = rf"row group 1: reward {reward:g} is outside the declared range \(1 … 5 by manifest\.json\)"
+    with pytest.raises(InputError, match=expected):
+        Dataset.open(place).read(0, 1)
+
+
 def test_other_row_groups_than_listed_are_found(place):
     write_shard(str(Path(place, FIRST)), USERS[:15], [9, 6])
     with pytest.raises(InputError, match=r"row groups of \[9, 6\] users, but manifest\.json says \[6, 9\]"):

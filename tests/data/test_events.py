@@ -184,3 +184,13 @@ def test_the_fingerprint_sees_names_sizes_and_contents(tmp_path):
         pq.write_table(log, tmp_path / folder / "a.parquet")
     found = [survey.survey([str(tmp_path / folder / "a.parquet")], COLUMNS, False).fingerprint for folder in "123"]
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("time", [[TIME + 1, TIME + 899, TIME + 900], [float(TIME) + each for each in (1, 899, 900)]])
+def test_times_are_rounded_down_to_multiples_of_the_floor(tmp_path, time):
+    pq.write_table(table(3, t=time), tmp_path / "a.parquet")
+    plan = survey.survey([str(tmp_path / "a.parquet")], COLUMNS, False, time_floor=15)
+    (block,) = events.blocks(plan.tasks()[0], plan.layout)
+    expected = [(each - each % 900) * 10**6 for each in (TIME + 1, TIME + 899, TIME + 900)]
+    assert block.events["time"].to_pylist() == expected
+    assert block.events["order"].to_pylist() == [0, 1, 2]

@@ -125,25 +125,27 @@ def test_a_window_too_short_for_the_targets_is_refused(dataset):
         evaluation_batches(dataset, "test", 1, "all", 8, 0, 1)
 
 
+def by_user(parts):
+    """(item, reward) of each user's positions in their order; a user whose positions are apart is an error."""
+    found = {}
+    for part in parts:
+        users = part.example_P.unique_consecutive().tolist()
+        assert part.user_P.unique_consecutive().tolist() == list(range(len(users)))
+        assert not set(users) & found.keys()
+        found |= {user: [] for user in users}
+        for user, item, reward in zip(
+            part.example_P.tolist(), part.item_P.tolist(), part.reward_P.tolist(), strict=True
+        ):
+            found[user].append((item, reward))
+    return found
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_trained_positions_are_those_of_an_epoch(dataset, world):
-    expected = sorted(
-        (item, reward, int(n))
-        for batch in train(dataset)
-        for item, reward, n in zip(
-            batch.target_item_P.tolist(),
-            batch.target_reward_P.tolist(),
-            batch.supervised_BT.sum(1).repeat_interleave(batch.supervised_BT.sum(1)).tolist(),
-            strict=True,
-        )
-    )
-    found = [
-        triple
-        for rank in range(world)
-        for parts in trained_positions(dataset, "refit", N, rank, world)
-        for triple in zip(*(part.tolist() for part in parts), strict=True)
-    ]
-    assert sorted(found) == expected
+    expected = by_user(batch.positions for batch in train(dataset))
+    parts = [part for rank in range(world) for part in trained_positions(dataset, "refit", N, rank, world)]
+    assert by_user(parts) == expected
+    assert sum(map(len, expected.values())) == sum(len(part.item_P) for part in parts)
 
 
 def test_more_ranks_than_lanes_are_refused_before_anything_is_read(dataset):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 import torch
 
 from retilt.evaluation.ranking import tally
-from retilt.types import Batch
+from retilt.types import Batch, ExactPolicy
 
 TRAIN_COUNTS = torch.tensor([0, 5, 5, 5, 0, 5])
 """Item 4 was never trained on."""
@@ -53,7 +54,9 @@ def batch(items: list[list[int]], targets: int, examples: list[int], **more: tor
 
 
 def evaluate(policy: RankIsItem, batches: list[Batch], min_reward: float | None = None):
-    return tally(policy, batches, train_counts=TRAIN_COUNTS, min_reward=min_reward, replicates=20, seed=0)
+    return tally(
+        cast(ExactPolicy, policy), batches, train_counts=TRAIN_COUNTS, min_reward=min_reward, replicates=20, seed=0
+    )
 
 
 def test_groups_hold_what_they_say() -> None:

@@ -13,6 +13,7 @@ CONFIGS = ROOT / "jobs" / "configs"
 PREPARE = ["source=ml-100k", "dataset=d"]
 PRETRAIN = ["dataset=d", "output=o"]
 POSTTRAIN = [*PRETRAIN, "initial=p", "algorithm=exp_rsft"]
+TRAIN_REWARD = [*PRETRAIN, "initial=p", "algorithm.variant=strong"]
 EVALUATE = ["dataset=d", "output=o", "policies=[a,b]"]
 
 
@@ -31,6 +32,7 @@ def run(job: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         ("simulate", ["output=o", "preset=books"]),
         ("pretrain", PRETRAIN),
         ("posttrain", POSTTRAIN),
+        ("train_reward", TRAIN_REWARD),
         ("evaluate", EVALUATE),
     ],
 )
@@ -47,6 +49,9 @@ def test_print_config(job, argv, monkeypatch, capsys):
         ("posttrain", [*PRETRAIN, "algorithm=bc"], "missing key 'initial'"),
         ("posttrain", [*PRETRAIN, "initial=p"], "missing key 'algorithm'"),
         ("pretrain", [*PRETRAIN, "initial=p"], "jobs/posttrain.py"),
+        ("train_reward", PRETRAIN, "missing key 'initial'"),
+        ("train_reward", [*TRAIN_REWARD, "algorithm.variant=weak"], "'paper' or 'strong'"),
+        ("train_reward", [*PRETRAIN, "initial=p", "algorithm=bc"], "jobs/train_reward.py reward models"),
         ("pretrain", [*PRETRAIN, "epoch=3"], "did you mean 'epochs'?"),
         ("evaluate", ["dataset=d", "output=o"], "missing key 'policies'"),
         ("prepare", [*PREPARE, "columns.usr=x"], "did you mean 'columns.user'?"),

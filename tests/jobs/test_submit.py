@@ -175,7 +175,11 @@ def test_submitted_from_a_checkout_and_from_a_wheel(cluster: Cluster, data: str,
     ("options", "says"),
     [
         (FROM_CHECKOUT, "SIGTERM: writing a last checkpoint (up to 55 s)"),
-        (("--working-dir", "platform"), "SIGTERM: Ray gives this job only 3 s, too short for a checkpoint"),
+        pytest.param(
+            ("--working-dir", "platform"),
+            "SIGTERM: Ray gives this job only 3 s, too short for a checkpoint",
+            marks=pytest.mark.soak,
+        ),
     ],
 )
 def test_a_stopped_job_gets_the_time_that_its_environment_says(

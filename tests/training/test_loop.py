@@ -25,6 +25,8 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "rsft": {"name": "rsft"},
     "exp_rsft": {"name": "exp_rsft", "temperature": 0.5},
     "exp_rsft, batch": {"name": "exp_rsft", "temperature": 0.5, "normalize": "batch"},
+    "exp_rsft, trajectory": {"name": "exp_rsft", "temperature": 1.0, "level": "trajectory"},
+    "exp_rsft, equal contexts": {"name": "exp_rsft", "rewards": "user_centred", "context_weight": "equal"},
     "top_rated": {"name": "top_rated"},
 }
 

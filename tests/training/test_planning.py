@@ -12,7 +12,7 @@ from tests.data.small_dataset import MODEL
 from retilt.config import Placement, TrainConfig, build
 from retilt.models.hstu import HSTU
 from retilt.training import planning
-from retilt.training.planning import Room, Sizes, fits, memory, require_room
+from retilt.training.planning import Room, Sizes, Tries, fits, memory, require_room
 from retilt.training.run import plan_run
 from retilt.types import InputError
 
@@ -57,6 +57,33 @@ def test_a_replicated_table_is_whole_on_every_worker():
     one, four = memory(whole), memory(replace(whole, workers=4))
     assert (one["table"], one["optimizer"], one["gradient"]) == (256e6, 512e6, 512e6)
     assert (four["table"], four["optimizer"], four["gradient"]) == (256e6, 512e6, 1024e6)
+
+
+def test_an_online_objective_has_two_frozen_models_and_what_it_tries():
+    """Two tables with a number of each row's optimizer, two backbones; descending a divergence, one gradient more."""
+    dpo = replace(MILLION, frozen=2, tries=Tries(positions=800, draws=2, divergence=False, passes=1))
+    ppo = replace(MILLION, frozen=2, tries=Tries(positions=800, draws=4, divergence=True, passes=4))
+    assert memory(MILLION)["frozen"] == 0
+    assert memory(dpo)["frozen"] == memory(ppo)["frozen"] == 2 * (260e6 + 400_000)
+    assert (memory(dpo)["gradient"], memory(ppo)["gradient"]) == (256e6, 512e6)
+    shared = memory(replace(ppo, workers=4))
+    assert (shared["frozen"], shared["gradient"]) == (2 * (65e6 + 400_000), 128e6)
+    # Each of 800 · 4 items has an embedding of 256 bytes, four times, and 20 bytes that are kept.
+    more = memory(replace(ppo, tries=Tries(positions=800, draws=8, divergence=True, passes=4)))
+    assert more["softmax"] - memory(ppo)["softmax"] == 800 * 4 * (4 * 256 + 20)
+    asked = replace(ppo, tries=Tries(positions=800, draws=1_000, divergence=True, passes=4))
+    layer = 4 * MILLION.model.kept_per_position / MILLION.model.blocks
+    assert memory(asked)["activations"] == 2 * layer * (1_500 + 800 * 1_000)
+
+
+def test_what_is_tried_follows_from_the_configuration(data: str, tmp_path: Path):
+    """At most 3 positions of each of 12 users, or all positions."""
+    values = {"dataset": data, "output": str(tmp_path / "run"), "model": MODEL, "batch_users": 12}
+    for contexts, positions in ((3, 36), (None, 500)):
+        config = build(TrainConfig, {**values, "algorithm": {"name": "ppo", "contexts": contexts}})
+        assert Tries.of(config, 500) == Tries(positions, 4, True, 4)
+    assert Tries.of(build(TrainConfig, {**values, "algorithm": "dpo"}), 500) == Tries(192, 2, False, 1)
+    assert Tries.of(build(TrainConfig, values), 500) is None
 
 
 def test_sizes_follow_from_the_configuration_and_the_data(data: str, tmp_path: Path):

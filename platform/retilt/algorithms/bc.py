@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from retilt.algorithms.weights import WeightTally, require_weight, weighted_nll
-from retilt.types import Batch, Loss, Policy, Statistics
+from retilt.types import Batch, Loss, Policy, Positions, Statistics
 
 
 def bc_loss(log_prob_P: Tensor) -> Loss:
@@ -36,9 +36,9 @@ class BC(BaseModel):
         """Raise InputError without positions."""
         require_weight(tally, allow_low_ess=True, remedy="")
 
-    def weight(self, reward_P: Tensor, statistics: Statistics) -> Tensor:
+    def weight(self, positions: Positions, statistics: Statistics) -> Tensor:
         """1 for every position, shape (P,)."""
-        return torch.ones_like(reward_P, dtype=torch.float32)
+        return torch.ones_like(positions.reward_P)
 
     def loss(self, policy: Policy, batch: Batch, statistics: Statistics) -> Loss:
         """Negative log-likelihood of the logged items."""

@@ -13,8 +13,8 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, model_validator
 from torch import Tensor
 
-from retilt.algorithms.weights import Normalize, WeightTally, require_weight, weighted_nll
-from retilt.types import Batch, InputError, Loss, Policy, Statistics
+from retilt.algorithms.weights import Normalize, WeightTally, require_variety, require_weight, weighted_nll
+from retilt.types import Batch, InputError, Loss, Policy, Positions, Statistics
 
 
 def linear_weight(reward_P: Tensor, baseline: float, allow_negative: bool) -> Tensor:
@@ -62,7 +62,8 @@ class RSFT(BaseModel):
         return self
 
     def check(self, statistics: Statistics) -> None:
-        """Raise InputError on negative rewards, unless they are asked for or the baseline lifts them all."""
+        """Raise InputError on constant rewards, and on negative ones that nothing asks for and no baseline lifts."""
+        require_variety(statistics, self.name)
         lowest = statistics.reward_min
         if lowest < min(0.0, self.baseline) and not self.allow_negative:
             raise InputError(
@@ -77,9 +78,9 @@ class RSFT(BaseModel):
         if not (self.allow_negative and float(tally.max_weight) > 0):
             require_weight(tally, self.allow_low_ess, f"lower algorithm.baseline={self.baseline:g}")
 
-    def weight(self, reward_P: Tensor, statistics: Statistics) -> Tensor:
+    def weight(self, positions: Positions, statistics: Statistics) -> Tensor:
         """max(0, r − c), or r − c with ``allow_negative``; shape (P,)."""
-        return linear_weight(reward_P, self.baseline, self.allow_negative)
+        return linear_weight(positions.reward_P, self.baseline, self.allow_negative)
 
     def loss(self, policy: Policy, batch: Batch, statistics: Statistics) -> Loss:
         """Negative log-likelihood of the logged items, weighted by their reward."""

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from retilt.algorithms.weights import Normalize, WeightTally, require_weight, weighted_nll
-from retilt.types import Batch, InputError, Loss, Policy, Statistics
+from retilt.algorithms.weights import Normalize, WeightTally, require_variety, require_weight, weighted_nll
+from retilt.types import Batch, InputError, Loss, Policy, Positions, Statistics
 
 
 def top_weight(reward_P: Tensor, threshold: float) -> Tensor:
@@ -77,15 +77,16 @@ class TopRated(BaseModel):
         return float(quantiles[below] + (place - below) * (quantiles[above] - quantiles[below]))
 
     def check(self, statistics: Statistics) -> None:
-        """Any reward will do; whether enough of them are top rated is known after the weights' pass."""
+        """Raise InputError on constant rewards; whether enough are top rated is known after the weights' pass."""
+        require_variety(statistics, self.name)
 
     def check_weights(self, tally: WeightTally) -> None:
         """Raise InputError where (almost) no trained position is top rated."""
         require_weight(tally, self.allow_low_ess, "lower algorithm.quantile so that more positions are top rated")
 
-    def weight(self, reward_P: Tensor, statistics: Statistics) -> Tensor:
+    def weight(self, positions: Positions, statistics: Statistics) -> Tensor:
         """1[r ≥ ``statistics.threshold``], shape (P,)."""
-        return top_weight(reward_P, statistics.threshold)
+        return top_weight(positions.reward_P, statistics.threshold)
 
     def loss(self, policy: Policy, batch: Batch, statistics: Statistics) -> Loss:
         """Negative log-likelihood of the top-rated logged items."""

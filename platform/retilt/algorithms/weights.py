@@ -17,11 +17,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from retilt import ranks
-from retilt.types import InputError, Loss
+from retilt.types import InputError, Loss, Statistics
 
 Normalize = Literal["mean", "batch", "none"]
 
@@ -120,8 +122,7 @@ class WeightTally:
     @property
     def ess_ratio(self) -> float:
         """(Σu)² / (n Σu²), between 1/n and 1; 0 where every weight is 0."""
-        n, weight, squares = (float(x) for x in self.sums[:3])
-        return weight * weight / (n * squares) if squares > 0 else 0.0
+        return _kish(*self.sums[:3].tolist())
 
     def report(self) -> dict[str, Any]:
         """JSON-like diagnostics; every name is defined in docs/algorithms.md, an undefined value is None."""
@@ -148,6 +149,24 @@ class WeightTally:
         if spread_w <= ROUNDING * n * ww or spread_x <= ROUNDING * n * xx:
             return None
         return (n * wx - w * x) / math.sqrt(spread_w * spread_x)
+
+
+def kish_ratio(weight_L: npt.NDArray[np.float64], count_L: npt.NDArray[np.float64]) -> float:
+    """ESS/n of weights of which each occurs ``count`` times, two arrays (L,); 0 where every weight is 0."""
+    return _kish(float(count_L.sum()), float(count_L @ weight_L), float(count_L @ weight_L**2))
+
+
+def _kish(n: float, weight: float, squares: float) -> float:
+    return weight * weight / (n * squares) if squares > 0 else 0.0
+
+
+def require_variety(statistics: Statistics, name: str) -> None:
+    """Raise InputError where every training event has the same reward: weights by it have nothing to learn from."""
+    if statistics.reward_min == statistics.reward_max:
+        raise InputError(
+            f"every training event has the reward {statistics.reward_max:g}, so {name} has nothing to learn from it "
+            "and would be behaviour cloning; use algorithm=bc, or data with a reward that varies"
+        )
 
 
 def require_weight(tally: WeightTally, allow_low_ess: bool, remedy: str) -> None:

@@ -4,73 +4,142 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from rich.console import Console
 
-from retilt import ranks, storage
+from retilt import storage
 from retilt.cluster import session
 from retilt.cluster.display import say
+from retilt.cluster.evaluate_share import Found, work
 from retilt.cluster.messages import Update
 from retilt.cluster.workers import on_workers
-from retilt.config import EvaluateConfig, model_of, place_table, plain
+from retilt.config import EvaluateConfig, model_of, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import check_world
-from retilt.data.stream import evaluation_batches
 from retilt.evaluation import report
 from retilt.evaluation.lineage import check_lineage
 from retilt.evaluation.markdown import console_table
-from retilt.evaluation.ranking import tally
 from retilt.evaluation.report import Evaluated
-from retilt.evaluation.statistics import Tally
-from retilt.ranks import together
 from retilt.training import checkpoint, parallel
-from retilt.training.assemble import Blueprint, assemble
-from retilt.training.run import require_vocabulary
-from retilt.types import InputError, Reporter
+from retilt.training.run import find_reward_model, require_vocabulary
+from retilt.types import InputError
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A checked evaluation: what workers are given, and what identifies each policy of the report."""
+
+    config: EvaluateConfig
+    dataset: Dataset
+    arguments: Mapping[str, Any]
+    """Of ``evaluate_share.work``."""
+    identities: Mapping[str, Mapping[str, Any]]
+    warnings: Mapping[str, list[str]]
+
+    def evaluated(self, found: Mapping[str, Found]) -> dict[str, Evaluated]:
+        """What ``evaluate_share.work`` found, with whose it is."""
+        return {
+            name: Evaluated(found[name][0], self.identities[name], self.warnings[name], found[name][1])
+            for name in self.identities
+        }
+
+
+def plan(config: EvaluateConfig) -> Planned:
+    """Check an evaluation's inputs.
+
+    Raises:
+        InputError: data set, policy or reward model absent or damaged, other vocabularies, a part that a policy trained
+            on.
+    """
+    dataset = Dataset.open(config.dataset)
+    dataset.require_files()
+    check_world(dataset.lanes, config.workers)
+    policies = {name: checkpoint.find(storage.absolute(uri)) for name, uri in config.policies.items()}
+    reward_models = {name: find_reward_model(uri, dataset)[0] for name, uri in config.reward_models.items()}
+    identities: dict[str, dict[str, Any]] = {}
+    warnings: dict[str, list[str]] = {}
+    for name, place in policies.items():
+        identities[name], warnings[name] = _identity(place, dataset, config)
+    tilted: dict[str, dict[str, str | None]] = {}
+    for name, tilt in config.tilts.items():
+        place = policies.get(tilt.policy) or checkpoint.find(storage.absolute(tilt.policy))
+        identity, found = _identity(place, dataset, config)
+        model = None
+        if tilt.reward_model is not None:
+            model = reward_models.get(tilt.reward_model) or find_reward_model(tilt.reward_model, dataset)[0]
+            identity["reward_model"] = {"uri": model, "fingerprint": checkpoint.fingerprint(model)}
+        tilted[name] = {"policy": place, "reward_model": model}
+        for each, temperature in tilt.temperatures(name).items():
+            strength = {"strength": tilt.strength} if model is None else {}
+            identities[each] = {**identity, "tilt": {"temperature": temperature, **strength}}
+            warnings[each] = found
+    arguments = {
+        "config": plain(config),
+        "dataset": storage.absolute(config.dataset),
+        "policies": policies,
+        "reward_models": reward_models,
+        "tilted": tilted,
+    }
+    return Planned(config, dataset, arguments, identities, warnings)
+
+
+def _identity(place: str, dataset: Dataset, config: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
+    """What identifies a policy in the report, and the warnings its lineage gives rise to."""
+    state = checkpoint.read_state(place)
+    checkpoint.require_policy(state, place)
+    require_vocabulary(state, dataset, place)
+    warning = check_lineage(state["lineage"], dataset.manifest, config.part)
+    identity = {
+        "uri": place,
+        "fingerprint": checkpoint.fingerprint(place),
+        "protocol": state["lineage"][-1]["protocol"],
+        "model": plain(model_of(state, place)),
+        "algorithm": state["config"]["algorithm"],
+        "epochs": state["epochs"],
+        "config_sha256": state["config_sha256"],
+        "lineage": state["lineage"],
+    }
+    return identity, [warning] if warning else []
 
 
 def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
     """Evaluate every policy of ``config`` and write metrics.json, report.md and metrics.png; returns the report.
 
     Raises:
-        InputError: data set or policy absent or damaged, other vocabularies, a part that a policy trained on, an
-            output that holds something else.
+        InputError: what ``plan`` refuses, or an output that holds something else.
     """
     _require_shared(config)
-    dataset = Dataset.open(config.dataset)
-    dataset.require_files()
-    check_world(dataset.lanes, config.workers)
-    places = {name: checkpoint.find(storage.absolute(uri)) for name, uri in config.policies.items()}
-    identities, warnings = _identities(places, dataset, config.part)
+    planned = plan(config)
     output = storage.absolute(config.output)
     _check_output(output)
+    dataset = planned.dataset
     held_out = f"{config.part} part of {dataset.name}: {dataset.users:,} users, {dataset.items:,} items"
-    say(f"{len(places)} policies on the {held_out}")
+    say(f"{len(planned.identities)} policies on the {held_out}")
     say(f"exact ranks over the whole catalogue, history excluded: {config.exclude_history}; {config.workers} worker(s)")
     if dry_run:
         return {}
     with session.connect():
         _require_shared(config)
-        found = on_workers(
-            _work,
-            {"config": plain(config), "dataset": storage.absolute(config.dataset), "places": places},
+        found: Mapping[str, Found] = on_workers(
+            work,
+            planned.arguments,
             workers=config.workers,
             threads=config.threads,
             gpu=parallel.choose_device(config.device).type == "cuda",
             show=_show,
         )
-    tallies: dict[str, Tally] = found["tallies"]
     built = report.build(
-        {name: Evaluated(tallies[name], identities[name], warnings[name]) for name in places},
+        planned.evaluated(found),
         dataset=dataset.manifest,
         dataset_uri=config.dataset,
         part=config.part,
         min_reward=config.min_reward,
         exclude_history=config.exclude_history,
         command=shlex.join(["python", *sys.argv]),
+        low_reward=config.low_reward,
     )
     report.write(output, built)
     Console().print(console_table(built))
@@ -81,34 +150,21 @@ def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:
 
 def _require_shared(config: EvaluateConfig) -> None:
     """See cluster/train.py: once before there is a connection, once with it."""
-    for key in ("dataset", "output"):
-        session.require_shared(getattr(config, key), key, config.storage.shared_filesystem)
-    for name, uri in config.policies.items():
-        session.require_shared(uri, f"policies.{name}", config.storage.shared_filesystem)
+    for key, uri in _places(config):
+        session.require_shared(uri, key, config.storage.shared_filesystem)
 
 
-def _identities(
-    places: Mapping[str, str], dataset: Dataset, part: Any
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[str]]]:
-    """What identifies each policy in the report, and the warnings its lineage gives rise to."""
-    identities: dict[str, dict[str, Any]] = {}
-    warnings: dict[str, list[str]] = {}
-    for name, place in places.items():
-        state = checkpoint.read_state(place)
-        require_vocabulary(state, dataset, place)
-        warning = check_lineage(state["lineage"], dataset.manifest, part)
-        warnings[name] = [warning] if warning else []
-        identities[name] = {
-            "uri": place,
-            "fingerprint": checkpoint.fingerprint(place),
-            "protocol": state["lineage"][-1]["protocol"],
-            "model": plain(model_of(state, place)),
-            "algorithm": state["config"]["algorithm"],
-            "epochs": state["epochs"],
-            "config_sha256": state["config_sha256"],
-            "lineage": state["lineage"],
-        }
-    return identities, warnings
+def _places(config: EvaluateConfig) -> Iterator[tuple[str, str]]:
+    """Every place that a configuration names, by its key."""
+    yield "dataset", config.dataset
+    yield "output", config.output
+    yield from ((f"policies.{name}", uri) for name, uri in config.policies.items())
+    yield from ((f"reward_models.{name}", uri) for name, uri in config.reward_models.items())
+    for name, tilt in config.tilts.items():
+        if tilt.policy not in config.policies:
+            yield f"tilts.{name}.policy", tilt.policy
+        if tilt.reward_model is not None and tilt.reward_model not in config.reward_models:
+            yield f"tilts.{name}.reward_model", tilt.reward_model
 
 
 def _check_output(output: str) -> None:
@@ -122,36 +178,3 @@ def _check_output(output: str) -> None:
 
 def _show(update: Update) -> None:
     say(f"{update['policy']}: ranked {update['targets']:,} targets")
-
-
-def _work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
-    """One rank's share of the users, for one policy after the other; the tallies are summed over ranks."""
-    config = EvaluateConfig.model_validate(arguments["config"])
-    device = parallel.choose_device(config.device)
-    dataset = Dataset.open(arguments["dataset"])
-    together(lambda: dataset.verify_share(ranks.rank(), ranks.world()))
-    tallies: dict[str, Tally] = {}
-    for name, place in arguments["places"].items():
-        tallies[name] = _evaluate(config, dataset, place, device).sum_over_ranks()
-        if ranks.rank() == 0:
-            reporter.progress({"policy": name, "targets": tallies[name].count("n")})
-    return {"tallies": tallies}
-
-
-def _evaluate(config: EvaluateConfig, dataset: Dataset, place: str, device: Any) -> Tally:
-    state = checkpoint.read_state(place)
-    model = model_of(state, place)
-    placement = place_table(config.table, dataset.items)
-    blueprint = Blueprint(model, dataset.items, placement, "row_wise_adagrad", 1e-3, 1e-3, 0.0, 0)
-    # Items that came after the policy was trained: it cannot recommend them, and as targets they are misses.
-    known = torch.arange(dataset.items + 1) <= int(state["items"])
-    counts = dataset.train_counts(state["lineage"][-1]["protocol"]) * known
-    policy, _ = assemble(blueprint, dataset.active() & known, device)
-    together(lambda: checkpoint.load(place, policy, None))
-    batches = evaluation_batches(
-        dataset, config.part, model.max_length, config.exclude_history, config.batch_users, ranks.rank(), ranks.world()
-    )
-    return tally(
-        policy.eval(), batches, train_counts=counts,
-        min_reward=config.min_reward, replicates=config.replicates, seed=config.seed, device=device,
-    )  # fmt: skip

@@ -80,7 +80,7 @@ def _check_places(config: PrepareConfig) -> None:
 
 
 def _survey(uri: str, columns: Columns, config: PrepareConfig, earlier: Earlier | None) -> survey.Plan:
-    plan = survey.survey(storage.expand(uri), columns, config.on_bad_rows == "drop")
+    plan = survey.survey(storage.expand(uri), columns, config.on_bad_rows == "drop", config.time_floor)
     if earlier is not None:
         earlier.require_ids(plan.layout.item)
     return plan

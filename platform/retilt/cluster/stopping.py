@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any
 
 import ray
 
@@ -83,14 +82,15 @@ def released_on_sigterm() -> Iterator[None]:
 class Checkpointing:
     """For training: SIGTERM asks the workers for a last checkpoint and leaves the block when the time is over.
 
-    ``asked`` says whether it came. A second one ends the process on the spot.
+    ``asked`` says whether it came. A second one ends the process on the spot. ``ask`` tells the
+    workers, without waiting.
 
     Raises:
         Stopped: on leaving the block, if there was not enough time.
     """
 
-    def __init__(self, messages: Any, stop_seconds: int, show: Callable[[str], None]) -> None:
-        self._messages, self._grace, self._show = messages, grace(stop_seconds), show
+    def __init__(self, ask: Callable[[], object], stop_seconds: int, show: Callable[[str], None]) -> None:
+        self._tell, self._grace, self._show = ask, grace(stop_seconds), show
         self.asked = False
         self._late = False
         self._over = threading.Event()
@@ -120,7 +120,7 @@ class Checkpointing:
         end = time.monotonic() + self._grace - RELEASE
         self._show(f"SIGTERM: writing a last checkpoint (up to {self._grace - RELEASE} s)")
         with contextlib.suppress(ray.exceptions.RayError):  # then it is late below
-            ray.get(self._messages.stop.remote(), timeout=RELEASE)
+            self._tell()
         if not self._over.wait(max(0.0, end - time.monotonic())):
             self._late = True
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retilt import lease, storage
+from retilt.algorithms.reward_model import RewardModel
 from retilt.cluster import resources, session
 from retilt.cluster.display import TrainingDisplay, duration, say
 from retilt.cluster.stopping import released_on_sigterm
@@ -61,7 +62,7 @@ def _train(planned: PlannedRun, sizes: Sizes, token: str) -> dict[str, Any]:
 
 def _require_shared(config: TrainConfig) -> None:
     """Before there is a connection this refuses what no worker could reach; with one, what other nodes do not see."""
-    for key in ("dataset", "initial", "output"):
+    for key in ("dataset", "initial", "reward_model", "judge", "output"):
         if place := getattr(config, key):
             session.require_shared(place, key, config.storage.shared_filesystem)
 
@@ -145,6 +146,9 @@ def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
     """Where the results are and what to run next."""
     config, best = planned.config, result["best"]
     policy = storage.join(config.output, "policy", "best" if best else "last")
+    if isinstance(config.algorithm, RewardModel):
+        found = [f"best epoch {best['epoch']}: validation mse {-best['value']:.4f}"] if best else []
+        return [*found, f"reward model: {policy}"]
     lines, weights = [], result["weights"]
     if config.algorithm.name != "bc":
         lines.append(

@@ -65,13 +65,15 @@ def on_workers(
     stop_seconds: int | None = None,
     resize_seconds: float = RESIZE_SECONDS,
     estimate: str = "",
+    messages: Any = None,
 ) -> dict[str, Any]:
     """Run ``work`` on ``workers`` ranks (or fewest to most) of the connected cluster and return rank 0's result.
 
     When a worker ends or does not answer for ``hang_seconds``, ``work`` starts again on all of them, as long as there
     is progress (``reporter.progress({"committed": step})``). With ``stop_seconds`` SIGTERM asks for a last checkpoint
     and leaves that long for it; without, there is nothing to write and ``session.connect`` ends at once. ``estimate``
-    is a sentence about the memory of a worker, told where one had too little.
+    is a sentence about the memory of a worker, told where one had too little. ``messages`` is the actor between driver
+    and workers where the caller has one, to ask them to stop.
 
     Raises:
         InputError, StorageError, TrainingError, Stopped: what a worker raised, as what it is.
@@ -79,7 +81,7 @@ def on_workers(
         Stopped: SIGTERM, and too little time for a last checkpoint.
     """
     resources = place_workers(workers, threads, gpu)
-    messages = on_this_node()
+    messages = messages or on_this_node()
     logging.getLogger("ray.train").setLevel(logging.WARNING)
     task = {
         "work": work, "arguments": dict(arguments), "threads": int(resources["CPU"]), "messages": messages,
@@ -106,13 +108,26 @@ def on_workers(
             ),
         )  # fmt: skip
 
-    stop = stopping.Checkpointing(messages, stop_seconds, lambda line: show({"note": line})) if stop_seconds else None
-    with Display(messages, show), _ray_train(hang_seconds, workers), stop() if stop else contextlib.nullcontext():
-        _fit(trainer, messages, lambda: stop is not None and stop.asked, estimate)
+    stop = (
+        stopping.Checkpointing(messages.stop.remote, stop_seconds, lambda line: show({"note": line}))
+        if stop_seconds
+        else None
+    )
+    with (
+        Display(messages, show),
+        ray_train_settings(hang_seconds, workers),
+        stop() if stop else contextlib.nullcontext(),
+    ):
+        _fit(trainer, messages, lambda: _stopped(stop, messages), estimate)
     result = ray.get(messages.result.remote())
     if result is None:
         raise TrainingError("the workers ended without a result")
     return dict(result)
+
+
+def _stopped(stop: stopping.Checkpointing | None, messages: Any) -> bool:
+    """Whether the end was asked for: by SIGTERM, or by whoever else holds the messages."""
+    return (stop is not None and stop.asked) or bool(ray.get(messages.stopping.remote()))
 
 
 def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callable[[], bool], estimate: str) -> None:
@@ -140,7 +155,7 @@ def _fit(trainer: Callable[[str], TorchTrainer], messages: Any, stopped: Callabl
 
 
 @contextlib.contextmanager
-def _ray_train(hang_seconds: int, workers: int | tuple[int, int]) -> Iterator[None]:
+def ray_train_settings(hang_seconds: int, workers: int | tuple[int, int]) -> Iterator[None]:
     """Ray Train's settings by environment, which it hands on to its controller and the workers."""
     settings = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": str(POLL_SECONDS),

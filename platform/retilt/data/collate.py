@@ -148,6 +148,7 @@ def evaluation_batch(rows: Rows, targets: Targets, user_B: Ints, exclude_history
         seen_item=torch.from_numpy(seen),
         seen_length_P=torch.from_numpy(seen_length_P),
         untied_P=torch.from_numpy(_untied(rows, user_B, target_P, end_B - first_B)),
+        earlier_B=torch.from_numpy(window_B),
     )
 
 

@@ -145,7 +145,8 @@ class Dataset:
     def lineage(self, protocol: str, name: str) -> dict[str, Any]:
         """The entry that a policy called ``name`` adds to its lineage by training here (evaluation/lineage.py)."""
         entry = {"name": name, "data": self.fingerprint, "split": dict(self.manifest["split"]), "protocol": protocol}
-        return entry | {"source": self.manifest.get("source_fingerprint")}
+        derived = {"origin": origin(self.manifest)} if "derived_from" in self.manifest else {}
+        return {**entry, "source": self.manifest.get("source_fingerprint"), **derived}
 
     def require_files(self) -> None:
         """Check that every file is there with its size; InputError names the first that is not."""
@@ -216,17 +217,19 @@ class Dataset:
         """Which items may be recommended: bool (V + 1,), False for padding."""
         return self._counts["active"]
 
-    def read(self, shard: int, row_group: int) -> Any:
+    def read(self, shard: int, row_group: int, whole: bool = False) -> Any:
         """Arrow table of one row group's lists ``item``, ``reward``, ``time``, each column in one chunk.
+
+        ``whole``: of every column of the shard.
 
         Raises:
             InputError: the shard is absent, damaged (page checksums are verified), not as the manifest says, or holds
-                an item outside the vocabulary; names the shard and the row group.
+                an item outside the vocabulary or a reward outside the declared range; names shard and row group.
             StorageError: the store could not be reached.
         """
         entry = self.manifest["shards"][shard]
         place = storage.join(self.uri, entry["path"])
-        table = storage.retried(partial(_read_row_group, place, row_group, entry["row_groups"]))
+        table = storage.retried(partial(_read_row_group, place, row_group, entry["row_groups"], whole))
         self._check(f"{place}, row group {row_group}", table)
         return table
 
@@ -245,6 +248,18 @@ class Dataset:
             raise InputError(
                 f"{place}: item {wrong} is outside the vocabulary (1 … {self.items}); prepare the data set again"
             )
+        rewards, declared = pc.min_max(values[1]).as_py(), self.manifest["reward"]
+        if rewards["min"] < declared["min"] or rewards["max"] > declared["max"]:
+            wrong = rewards["min"] if rewards["min"] < declared["min"] else rewards["max"]
+            raise InputError(
+                f"{place}: reward {wrong:g} is outside the declared range ({declared['min']:g} … {declared['max']:g} "
+                f"by {artifact.MANIFEST}); prepare the data set again"
+            )
+
+
+def origin(manifest: Mapping[str, Any]) -> str:
+    """Fingerprint of the data set whose users and cuts a manifest's are: its own, or that which it was derived from."""
+    return str(manifest.get("derived_from", {}).get("origin", manifest["fingerprint"]))
 
 
 def _first(parts: Iterable[Any], rows: int) -> Iterator[Any]:
@@ -266,7 +281,7 @@ def _read_table(place: str, columns: list[str] | None) -> Any:
         return pq.read_table(file, columns=columns, page_checksum_verification=True, use_threads=False)
 
 
-def _read_row_group(place: str, row_group: int, expected: list[int]) -> Any:
+def _read_row_group(place: str, row_group: int, expected: list[int], whole: bool) -> Any:
     with storage.reading(place), storage.open_input(place) as file:
         parquet = pq.ParquetFile(file, page_checksum_verification=True)
         _check_schema(place, parquet.schema_arrow)
@@ -274,7 +289,8 @@ def _read_row_group(place: str, row_group: int, expected: list[int]) -> Any:
         rows = [metadata.row_group(g).num_rows for g in range(metadata.num_row_groups)]
         if rows != expected:
             raise InputError(f"{place}: row groups of {rows} users, but {artifact.MANIFEST} says {expected}")
-        return parquet.read_row_group(row_group, columns=list(SEQUENCES), use_threads=False).combine_chunks()
+        columns = None if whole else list(SEQUENCES)
+        return parquet.read_row_group(row_group, columns=columns, use_threads=False).combine_chunks()
 
 
 def _check_schema(place: str, found: Any) -> None:

@@ -48,28 +48,42 @@ class Totals:
         """Add one shard."""
         self.users_in += written.users_in
         self.counts.update(written.counts)
+        self.count(occurring)
+        if written.entry is not None:
+            self.kept.append(written)
+
+    def count(self, occurring: Occurring) -> None:
+        """Add the items and rewards of a shard, or of a part of one."""
         row = occurring.counts["index"].to_numpy() - 1
         for name, total in self.items.items():
             total[row] += occurring.counts[name].to_numpy()
         self.passed[occurring.passed - 1] = True
-        if written.entry is not None:
-            self.kept.append(written)
-            for protocol, rewards in occurring.rewards.items():
-                self.rewards[protocol] = self.rewards[protocol] + rewards if protocol in self.rewards else rewards
+        for protocol, rewards in occurring.rewards.items():
+            self.rewards[protocol] = self.rewards[protocol] + rewards if protocol in self.rewards else rewards
+
+    def body(self) -> dict[str, Any]:
+        """What a manifest says of the shards."""
+        return {
+            "users": self.users,
+            "events": sum(each.events for each in self.kept),
+            "lanes": schema.lanes(self.users, sum(len(each.row_groups) for each in self.kept)),
+            "reward": {
+                "min": min(each.reward[0] for each in self.kept),
+                "max": max(each.reward[1] for each in self.kept),
+            },
+            "shards": [each.listing for each in self.kept],
+            "statistics": {protocol: rewards.summary() for protocol, rewards in self.rewards.items()},
+        }
 
 
-class Writer:
-    """The folder of one data set: ``check_place``, ``begin``, shards, ``finish``; or ``abandon``."""
+class Folder:
+    """The folder of one data set: ``check_place``, ``begin``, its files, ``publish``; or ``abandon``."""
 
-    def __init__(self, uri: str, config: BaseModel, earlier: Earlier | None = None) -> None:
+    def __init__(self, uri: str, config: BaseModel, identity: str) -> None:
+        """``config`` says in its ``source`` what the data set is made from; ``identity`` is that of the whole."""
         self.uri = uri
-        self.staging = storage.join(uri, "source")
-        """Where a fetched source is put for the workers; gone when the data set is finished."""
-        self.earlier = earlier
         self._config = config
-        self._identity = identity_hash(config)
-        if earlier is not None:
-            self._identity = artifact.fingerprint([self._identity, earlier.dataset.vocabulary_sha256])
+        self._identity = identity
 
     def check_place(self) -> None:
         """Refuse a folder that holds anything but this data set or leftovers of one that was never finished."""
@@ -88,28 +102,57 @@ class Writer:
 
     def begin(self) -> None:
         """Claim the folder; what a crashed run left is deleted."""
-        if not storage.exists(storage.join(self.uri, artifact.MANIFEST)):
+        if not self.is_whole():
             self.abandon()
             storage.write_json(storage.join(self.uri, MARKER), {"kind": "preparing", "config": plain(self._config)})
 
+    def is_whole(self) -> bool:
+        """Whether the data set is finished."""
+        return storage.exists(storage.join(self.uri, artifact.MANIFEST))
+
+    def abandon(self) -> None:
+        """Delete what an unfinished data set has written."""
+        if self.is_whole():
+            return
+        for part in _OURS:
+            storage.delete(storage.join(self.uri, part.rstrip("/")))
+        if storage.is_local(self.uri) and storage.exists(self.uri) and not storage.list_files(self.uri):
+            storage.delete(self.uri)
+
+    def publish(self, body: Mapping[str, Any], files: list[artifact.FileEntry]) -> dict[str, Any]:
+        """Write the manifest, which makes the folder a data set, and return it; it gets fingerprint and settings."""
+        hashes = [[file["path"], file["sha256"]] for file in files]
+        identity = {
+            "fingerprint": artifact.fingerprint([schema.FORMAT, body["split"], hashes]),
+            "config": plain(self._config),
+            "config_sha256": self._identity,
+        }
+        artifact.write_manifest(self.uri, schema.KIND, schema.FORMAT, {**body, **identity}, files)
+        storage.delete(storage.join(self.uri, MARKER))
+        return artifact.read_manifest(self.uri, schema.KIND, [schema.FORMAT])
+
+
+class Writer(Folder):
+    """The folder of a data set that is prepared from an event log; ``finish`` publishes it."""
+
+    def __init__(self, uri: str, config: BaseModel, earlier: Earlier | None = None) -> None:
+        identity = identity_hash(config)
+        if earlier is not None:
+            identity = artifact.fingerprint([identity, earlier.dataset.vocabulary_sha256])
+        super().__init__(uri, config, identity)
+        self.staging = storage.join(uri, "source")
+        """Where a fetched source is put for the workers; gone when the data set is finished."""
+        self.earlier = earlier
+
     def finished(self, source: str) -> dict[str, Any] | None:
         """The manifest if the data set is finished; InputError if it was made from a source that has changed since."""
-        if not storage.exists(storage.join(self.uri, artifact.MANIFEST)):
+        if not self.is_whole():
             return None
         storage.delete(self.staging)
         manifest = artifact.read_manifest(self.uri, schema.KIND, [schema.FORMAT])
         if manifest["source_fingerprint"] != source:
             raise InputError(f"{self.uri}: its source has changed since; give another dataset=, or delete it")
         return manifest
-
-    def abandon(self) -> None:
-        """Delete what an unfinished data set has written."""
-        if storage.exists(storage.join(self.uri, artifact.MANIFEST)):
-            return
-        for part in _OURS:
-            storage.delete(storage.join(self.uri, part.rstrip("/")))
-        if storage.is_local(self.uri) and storage.exists(self.uri) and not storage.list_files(self.uri):
-            storage.delete(self.uri)
 
     def finish(self, plan: survey.Plan, item: Any, totals: Totals, counted: Mapping[str, int]) -> dict[str, Any]:
         """Write the vocabulary, whose ids in their order are ``item``, and, last, the manifest; returns it.
@@ -134,42 +177,26 @@ class Writer:
         parts = vocabulary.write(self.uri, item, totals.items)
         files = [each.entry for each in totals.kept if each.entry is not None]
         files += [artifact.file_entry(self.uri, part["path"]) for part in parts]
-        body = self._body(plan, item, totals, parts, files)
+        body = self._body(plan, item, totals, parts)
         body["counts"] = totals.counts | {f"source_{name}": counted[name] for name in ("rows", "items")}
         body["counts"] |= {"source_users": totals.users_in} | {reason: counted[reason] for reason in events.REASONS}
         if self.earlier is not None:
             body |= {"extends": self.earlier.entry, "changes": self.earlier.changes(totals.items["kept"])}
         storage.delete(self.staging)
-        artifact.write_manifest(self.uri, schema.KIND, schema.FORMAT, body, files)
-        storage.delete(storage.join(self.uri, MARKER))
-        return artifact.read_manifest(self.uri, schema.KIND, [schema.FORMAT])
+        return self.publish(body, files)
 
-    def _body(
-        self, plan: survey.Plan, item: Any, totals: Totals, parts: list[dict[str, Any]], files: list[Any]
-    ) -> dict[str, Any]:
+    def _body(self, plan: survey.Plan, item: Any, totals: Totals, parts: list[dict[str, Any]]) -> dict[str, Any]:
         config = plain(self._config)
         split = {"name": config["split"], "k": 1 if config["split"] == "last" else config["k"]}
         known = config["source"] in sources.KNOWN
-        hashes = [[file["path"], file["sha256"]] for file in files]
         columns = {"user": plan.layout.user, "item": plan.layout.item, "rewards": ["reward"]}
         return {
             "name": config["name"] or (config["source"] if known else storage.name(self.uri)),
-            "fingerprint": artifact.fingerprint([schema.FORMAT, split, hashes]),
             "source_fingerprint": plan.fingerprint,
-            "users": totals.users,
+            **totals.body(),
             "items": len(item),
-            "events": sum(each.events for each in totals.kept),
-            "lanes": schema.lanes(totals.users, sum(len(each.row_groups) for each in totals.kept)),
             "split": split,
-            "reward": {
-                "min": min(each.reward[0] for each in totals.kept),
-                "max": max(each.reward[1] for each in totals.kept),
-            },
             "columns": columns | {"target": None, "event": [], "side": []},
-            "config": config,
-            "config_sha256": self._identity,
-            "shards": [each.listing for each in totals.kept],
             "vocabulary": parts,
             "vocabulary_sha256": vocabulary.identity(item.chunks),
-            "statistics": {protocol: rewards.summary() for protocol, rewards in totals.rewards.items()},
         }

@@ -57,6 +57,8 @@ class Layout:
     time: str
     """Arrow type of the time column of CSV files; empty for Parquet, which states its own."""
     drop_bad_rows: bool
+    time_floor: int = 1
+    """Microseconds to whose multiples times are rounded down."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,9 @@ def _clean(piece: Piece, layout: Layout, row: int, batch: Any) -> Block:
         wrong = next((name for name, array in names.items() if not array[at].is_valid), columns.reward)
         value = batch[columns.reward][at].as_py() if not null[at] else "null"
         raise InputError(f"{piece.uri}, row {row + at + 1}: {wrong} is {value}; on_bad_rows=drop leaves such rows out")
+    if layout.time_floor > 1:
+        exact = time.fill_null(0).to_numpy(zero_copy_only=False)
+        time = pa.array(exact - exact % layout.time_floor, mask=np.asarray(time.is_null()))
     order = pa.array((piece.file << FILE_SHIFT) + row + np.arange(len(batch), dtype=np.int64))
     schema = event_schema(_type(layout.user), _type(layout.item))
     events = pa.Table.from_arrays([*ids, reward, time, order], schema=schema)

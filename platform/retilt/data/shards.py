@@ -61,13 +61,15 @@ class Shard:
 
     def training(self, protocol: str) -> npt.NDArray[np.bool_]:
         """(E,) whether each event is a training event under ``select`` or ``refit``."""
-        cut = self.cuts[0 if protocol == "select" else 1]
-        runs = np.column_stack((cut, self.length - cut)).ravel()
-        return np.repeat(np.tile([True, False], len(cut)), runs)
+        return split.before(self.cuts[0 if protocol == "select" else 1], self.length)
 
     def rewards(self, protocol: str) -> Rewards:
         """Statistics of the training events' rewards."""
         return Rewards.of(self.reward[self.training(protocol)])
+
+    def occurring(self) -> Occurring:
+        """The items and rewards that occur."""
+        return Occurring(self.item_counts(), self.passed, {each: self.rewards(each) for each in ("select", "refit")})
 
     def item_counts(self) -> Any:
         """Table (index, select, refit, kept) of the items that occur."""
@@ -186,17 +188,19 @@ def _fitting(size: Ints, first: int, last: int) -> Iterator[tuple[int, int]]:
     yield first, last
 
 
+def parquet_writer(file: Any, schema: Any) -> Any:
+    """A writer of a shard's row groups into an open file."""
+    return pq.ParquetWriter(
+        file, schema, compression="zstd", write_page_checksum=True, use_dictionary=["item", "reward"]
+    )
+
+
 def write(shard: Shard, uri: str, shards: int) -> list[int]:
     """Write a shard's Parquet file and return the number of rows of each row group."""
     schema = shard_schema(shard.users.type)
     ends = np.concatenate(([0], np.cumsum(shard.length)))
     groups = row_groups(shard.length, shards)
-    with (
-        storage.open_output(uri) as file,
-        pq.ParquetWriter(
-            file, schema, compression="zstd", write_page_checksum=True, use_dictionary=["item", "reward"]
-        ) as writer,
-    ):
+    with storage.open_output(uri) as file, parquet_writer(file, schema) as writer:
         for first, last in groups:
             events = slice(int(ends[first]), int(ends[last]))
             offsets = pa.array((ends[first : last + 1] - ends[first]).astype(np.int32))
@@ -250,11 +254,10 @@ def write_shard(uri: str, shard: int, number: int, events: Any, limits: Limits) 
     """Build shard ``shard`` of ``number`` from its events and write it below the data set's ``uri``."""
     built = build(events, limits)
     reward = (float(built.reward.min(initial=np.inf)), float(built.reward.max(initial=-np.inf)))
-    rewards = {protocol: built.rewards(protocol) for protocol in ("select", "refit")}
     entry, groups = None, []
     if len(built.users):
         path = f"shards/part-{shard:05d}.parquet"
         groups = write(built, storage.join(uri, path), number)
         entry = artifact.file_entry(uri, path)
     written = Written(shard, entry, groups, len(built.item), built.users_in, reward, built.counts)
-    return written, Occurring(built.item_counts(), built.passed, rewards)
+    return written, built.occurring()

@@ -40,3 +40,9 @@ def bounds(length: int, k: int) -> Cuts:
     """
     train, validation = bounds_array(length, k)
     return Cuts(int(train), int(validation))
+
+
+def before(cut_U: npt.NDArray[np.int64], length_U: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Whether each of the users' events, one user after the other, comes before its user's cut; shape (Σ length,)."""
+    runs = np.column_stack((cut_U, length_U - cut_U)).ravel()
+    return np.repeat(np.tile([True, False], len(cut_U)), runs)

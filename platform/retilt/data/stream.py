@@ -10,7 +10,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from retilt.data.collate import (
     Exclusion,
@@ -25,10 +24,12 @@ from retilt.data.collate import (
 )
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Cursor, Plan, check_world, dealt, lanes_of
-from retilt.types import Batch, InputError
+from retilt.types import Batch, InputError, Positions
 
 PREFETCH_BATCHES = 4
 PREFETCH_WINDOWS = 1
+WHOLE = 1 << 40
+"""A window that no sequence fills."""
 LENGTHS, FEWEST = 4, 16
 """Evaluation cuts a small row group into this many batches, of at least so many users, to have less padding."""
 
@@ -188,19 +189,32 @@ def _evaluation_slices(rows: int, batch_users: int) -> int:
     return max(-(-rows // batch_users), min(LENGTHS, -(-rows // FEWEST)))
 
 
-def trained_positions(
-    dataset: Dataset, protocol: str, max_length: int, rank: int, world: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Item (int64), reward (float32) and the user's number of trained positions (int64) of this rank's positions.
-
-    One triple of (P,) tensors a row group; all ranks together give every position of an epoch once.
-    """
+def trained_positions(dataset: Dataset, protocol: str, max_length: int, rank: int, world: int) -> Iterator[Positions]:
+    """This rank's trained positions, a row group at a time; all ranks together give every one of an epoch once."""
     for g in dealt([group.rows for group in dataset.row_groups], dataset.lanes, rank, world):
         rows = trained(_read(dataset, g), dataset.k, protocol, max_length)
         positions = np.maximum(rows.length - 1, 0)
         event_P = ragged(rows.start + 1, positions)
-        yield (
+        yield Positions(
             torch.from_numpy(rows.item[event_P].astype(np.int64)),
             torch.from_numpy(rows.reward[event_P]),
-            torch.from_numpy(np.repeat(positions, positions)),
+            torch.from_numpy(np.repeat(rows.example, positions)),
         )
+
+
+def training_events(dataset: Dataset, protocol: str, rank: int, world: int) -> Iterator[Positions]:
+    """All training events of this rank's users, first ones and those before a window too, a row group at a time."""
+    for g in dealt([group.rows for group in dataset.row_groups], dataset.lanes, rank, world):
+        rows = trained(_read(dataset, g), dataset.k, protocol, WHOLE)
+        yield Positions(
+            torch.from_numpy(rows.item.astype(np.int64)),
+            torch.from_numpy(rows.reward),
+            torch.from_numpy(np.repeat(rows.example, rows.length)),
+        )
+
+
+def user_lengths(dataset: Dataset, rank: int, world: int) -> Iterator[tuple[Ints, Ints]]:
+    """Global row numbers and numbers of events of this rank's users, (U,) each, a row group at a time."""
+    for g in dealt([group.rows for group in dataset.row_groups], dataset.lanes, rank, world):
+        rows = _read(dataset, g)
+        yield rows.example, rows.length

@@ -15,7 +15,7 @@ from retilt import storage
 from retilt.data.columns import identifiers
 from retilt.data.events import Layout, Piece, Task, column_names, id_columns, open_csv
 from retilt.data.schema import Columns
-from retilt.types import InputError, nearest
+from retilt.types import MICROSECONDS, InputError, nearest
 
 TASK_ROWS = 1 << 20
 """Rows that one task aims at: a large file has many tasks, and small files share one."""
@@ -54,8 +54,8 @@ class Plan:
         return [*tasks, tuple(pending)] if pending else tasks
 
 
-def survey(uris: Sequence[str], columns: Columns, drop_bad_rows: bool) -> Plan:
-    """Look at every file's footer or header.
+def survey(uris: Sequence[str], columns: Columns, drop_bad_rows: bool, time_floor: float | None = None) -> Plan:
+    """Look at every file's footer or header. ``time_floor`` is in minutes.
 
     Raises:
         InputError: a file is empty or unreadable, a column is missing, a file is no Parquet or CSV.
@@ -67,7 +67,8 @@ def survey(uris: Sequence[str], columns: Columns, drop_bad_rows: bool) -> Plan:
         raise InputError(f"{uris[0] if len(uris) == 1 else f'all {len(uris)} files of the source'}: no rows")
     first = next(file for file in looked if file.pieces)
     time = next((file.time for file in looked if file.time), "")
-    layout = Layout(columns, first.user, first.item, time, drop_bad_rows)
+    floor = round(time_floor * 60 * MICROSECONDS) if time_floor else 1
+    layout = Layout(columns, first.user, first.item, time, drop_bad_rows, floor)
     rows = [file.rows for file in looked]
     total = None if None in rows else sum(row for row in rows if row is not None)
     digest = sha256("".join(file.digest for file in looked).encode()).hexdigest()

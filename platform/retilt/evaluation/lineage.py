@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from retilt.data.dataset import origin
 from retilt.data.split import SHORTEST, bounds_array
 from retilt.types import InputError
 
@@ -18,11 +19,13 @@ def check_lineage(
 ) -> str | None:
     """Refuse a part that the policy or any ancestor trained on; None where it is known to be unseen, else a warning.
 
-    Each entry of a lineage says ``name``, ``data`` (the data set's ``fingerprint``), ``source`` (its
-    ``source_fingerprint``: the events it was prepared from), ``split`` ({"name", "k"}) and ``protocol``. For each:
+    Each entry of a lineage says ``name``, ``data`` (the data set's ``fingerprint``), ``origin`` (of a derived one: the
+    fingerprint of the data set that it was derived from), ``source`` (its ``source_fingerprint``: the events it was
+    prepared from), ``split`` ({"name", "k"}) and ``protocol``. For each:
 
-    - the same data set: ``select`` trained up to the validation cut, ``refit`` up to the test cut. So test is unseen
-      by both, and validation is refused after ``refit``, where it would measure memory;
+    - the same data set, or one derived from the same, whose users and cuts are the same (data/derive.py): ``select``
+      trained up to the validation cut, ``refit`` up to the test cut. So test is unseen by both, and validation is
+      refused after ``refit``, where it would measure memory;
     - the same events in another data set (another split or other filters): refused where for some length of sequence
       the ancestor's training events reach into the part (trained under ``last``, tested under ``last_k``). Otherwise
       unverified, because filters move a user's cuts;
@@ -33,11 +36,11 @@ def check_lineage(
     """
     unverified = []
     for ancestor in policy_lineage:
-        same_data = ancestor["data"] == dataset_manifest["fingerprint"]
+        same_data = ancestor.get("origin", ancestor["data"]) == origin(dataset_manifest)
         source = ancestor.get("source")
         same_events = same_data or (source is not None and source == dataset_manifest.get("source_fingerprint"))
         if same_events and _reaches(ancestor, int(dataset_manifest["split"]["k"]), part):
-            raise InputError(_refusal(ancestor, dataset_manifest, part))
+            raise InputError(_refusal(ancestor, dataset_manifest, part, same_data))
         if not same_data:
             what = "the same events, prepared otherwise" if same_events else "other events"
             unverified.append(f"'{ancestor['name']}' ({what})")
@@ -58,9 +61,9 @@ def _reaches(ancestor: Mapping[str, Any], k: int, part: Part) -> bool:
     return bool((trained_N > first_N).any())
 
 
-def _refusal(ancestor: Mapping[str, Any], manifest: Mapping[str, Any], part: Part) -> str:
+def _refusal(ancestor: Mapping[str, Any], manifest: Mapping[str, Any], part: Part, same_data: bool) -> str:
     what = f"'{ancestor['name']}' trained on {part} events of this data set: its protocol was {ancestor['protocol']}"
-    if ancestor["data"] != manifest["fingerprint"]:
+    if not same_data:
         theirs, ours = (f"{split['name']} (k = {split['k']})" for split in (ancestor["split"], manifest["split"]))
         return f"{what} and its split {theirs}, the split here is {ours}; use a data set with the split of its training"
     if part == "validation":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rich import box
@@ -15,23 +15,26 @@ from retilt.evaluation.statistics import verdict
 from retilt.evaluation.wording import conclusions, describe, groups, headline, interval, number, ratio
 
 
-def render(report: Mapping[str, Any], plot: str) -> str:
-    """Markdown of a report; ``plot`` is the path of its picture, relative to where the text will lie."""
+def render(report: Mapping[str, Any], plot: str, further: Iterable[str] = ()) -> str:
+    """Markdown of a report; ``plot`` is the path of its picture, relative to where the text will lie.
+
+    ``further`` are the lines of what was measured beside ranks (gains_text.py).
+    """
     first = next(iter(report["policies"]))
     lines = [
-        f"# Evaluation on {_cell(report['dataset'])}, {report['part']} part",
+        f"# Evaluation on {cell(report['dataset'])}, {report['part']} part",
         "",
         f"Split `{report['split']}` (k = {report['k']}), policies trained under `{report['protocol']}`. Ranks "
         f"are exact, over the whole catalogue; {_EXCLUDED[report['exclude_history']]}.",
         "",
-        *(f"- {_cell(sentence)}" for sentence in conclusions(report)),
+        *(f"- {cell(sentence)}" for sentence in conclusions(report)),
         *_warnings(report["warnings"]),
         "",
         f"![Metrics with 95% intervals]({plot})",
     ]
     for group in groups(report):
         lines += ["", *_group(report, group, first)]
-    lines += ["", *_reading(report, first), "", *_identity(report)]
+    lines += [*further, "", *_reading(report, first), "", *_identity(report)]
     return "\n".join(lines) + "\n"
 
 
@@ -42,21 +45,23 @@ _EXCLUDED = {
 }
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
+    """Text that cannot end a cell or a line."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def pipe_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """The lines of a table: names to the left, figures to the right."""
     yield "| " + " | ".join(header) + " |"
     yield "|---" + "|---:" * (len(header) - 1) + "|"
     for row in rows:
-        yield "| " + " | ".join(map(_cell, row)) + " |"
+        yield "| " + " | ".join(map(cell, row)) + " |"
 
 
 def _warnings(warnings: Sequence[str]) -> Iterator[str]:
     for warning in warnings:
         yield ""
-        yield f"> **Warning:** {_cell(warning)}"
+        yield f"> **Warning:** {cell(warning)}"
 
 
 def _group(report: Mapping[str, Any], group: str, first: str) -> Iterator[str]:
@@ -73,17 +78,17 @@ def _group(report: Mapping[str, Any], group: str, first: str) -> Iterator[str]:
         [name, *(interval(found[group][metric]) for metric in TITLES), _percent(found[group]["share_never_trained"])]
         for name, found in policies.items()
     ]
-    yield from _table(["policy", *TITLES.values(), "never trained"], rows)
+    yield from pipe_table(["policy", *TITLES.values(), "never trained"], rows)
     if len(policies) > 1:
         yield ""
-        yield f"Paired difference from {_cell(first)}:"
+        yield f"Paired difference from {cell(first)}:"
         yield ""
         rows = [
             [name, TITLES[metric], interval(found, "+"), ratio(found), verdict(found)]
             for name, policy in list(policies.items())[1:]
             for metric, found in policy["versus_first"][group].items()
         ]
-        yield from _table(["policy", "metric", "difference", "ratio", "verdict"], rows)
+        yield from pipe_table(["policy", "metric", "difference", "ratio", "verdict"], rows)
 
 
 def _percent(share: float | None) -> str:
@@ -98,7 +103,7 @@ def _reading(report: Mapping[str, Any], first: str) -> Iterator[str]:
         f"In brackets: {bootstrap['level']:.0%} intervals from {bootstrap['replicates']:,} Poisson bootstrap "
         "replicates that resample users, because targets of one user depend on each other. Differences are paired: "
         "each replicate counts the same users for both policies, so a difference from "
-        f"{_cell(first)} can be certain although the intervals of the two overlap. *better* and *worse* mean that the "
+        f"{cell(first)} can be certain although the intervals of the two overlap. *better* and *worse* mean that the "
         "interval of the difference does not contain 0; with many comparisons, some will do so by chance. The "
         "intervals cover the choice of users, not the randomness of training: for that, train with several seeds."
     )
@@ -117,7 +122,7 @@ def _identity(report: Mapping[str, Any]) -> Iterator[str]:
     rows = [["data set", identity["dataset"]["uri"], identity["dataset"]["fingerprint"]]]
     rows += [[name, str(each.get("uri", "–")), str(each["fingerprint"])] for name, each in identity["policies"].items()]
     rows.append(["code", f"retilt {code['retilt']}, torch {code['torch']}", code["source_sha256"]])
-    yield from _table(["", "place", "fingerprint"], rows)
+    yield from pipe_table(["", "place", "fingerprint"], rows)
     yield ""
     yield f"Bootstrap seed {identity['bootstrap']['seed']}. The same again:"
     yield ""

@@ -2,7 +2,8 @@
 
 ``policies`` holds for each policy its groups of targets (``all``, ``high_reward`` where there is a ``min_reward``,
 ``untied``), each with ``n``, ``users``, ``share_never_trained`` and the metrics with their intervals, and (but for the
-first) ``versus_first``, the paired differences. What is undefined is null, never NaN.
+first) ``versus_first``, the paired differences; where more was asked for, also ``further`` (gains.py). What is
+undefined is null, never NaN.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 import retilt
 from retilt import storage
-from retilt.evaluation import markdown, plot
+from retilt.evaluation import gains, gains_text, markdown, plot
+from retilt.evaluation.gains import Further
 from retilt.evaluation.statistics import LEVEL, Tally, summary, versus
 
 FORMAT = 1
@@ -30,12 +32,13 @@ ROUGH_USERS = 30
 
 @dataclass(frozen=True)
 class Evaluated:
-    """A policy's tally over all ranks, and which policy it is."""
+    """What was measured of a policy over all ranks, and which policy it is."""
 
     tally: Tally
     identity: Mapping[str, Any]
     """JSON-like; at least ``protocol`` and ``fingerprint``, also its URI, algorithm and lineage."""
     warnings: Sequence[str] = field(default=())
+    further: Further = field(default_factory=Further)
 
 
 def build(
@@ -47,6 +50,7 @@ def build(
     min_reward: float | None,
     exclude_history: str,
     command: str,
+    low_reward: float | None = None,
 ) -> dict[str, Any]:
     """The report as JSON-like data; the first policy is the one that the others are compared with.
 
@@ -58,8 +62,10 @@ def build(
         min_reward: smallest reward of the group ``high_reward``, or None.
         exclude_history: ``all``, ``window`` or ``none``.
         command: a shell command that repeats the evaluation.
+        low_reward: largest reward of the group ``low_reward``, or None.
     """
-    first = next(iter(policies.values())).tally
+    one, *_ = policies.values()
+    first = one.tally
     protocols = {policy.identity["protocol"] for policy in policies.values()}
     return {
         "kind": "evaluation",
@@ -70,10 +76,9 @@ def build(
         "part": part,
         "protocol": protocols.pop() if len(protocols) == 1 else "mixed",
         "min_reward": min_reward,
+        "low_reward": low_reward,
         "exclude_history": exclude_history,
-        "policies": {
-            name: _policy(each.tally, first if i else None) for i, (name, each) in enumerate(policies.items())
-        },
+        "policies": {name: _policy(each, one if i else None) for i, (name, each) in enumerate(policies.items())},
         "warnings": _warnings(policies, first),
         "identity": {
             "dataset": {"uri": dataset_uri, "fingerprint": dataset["fingerprint"]},
@@ -85,11 +90,16 @@ def build(
     }
 
 
-def _policy(tally: Tally, first: Tally | None) -> dict[str, Any]:
-    found: dict[str, Any] = {group: summary(tally, group) for group in tally.groups}
+def _policy(each: Evaluated, first: Evaluated | None) -> dict[str, Any]:
+    shown = gains.own_groups(each.tally)
+    found: dict[str, Any] = {group: summary(each.tally, group) for group in shown}
+    further = gains.found(each.tally, each.further)
     if first is not None:
-        found["versus_first"] = versus(tally, first)
-    return found
+        differences = versus(each.tally, first.tally)
+        found["versus_first"] = {group: differences[group] for group in shown}
+        if further:
+            further["versus_first"] = gains.compared(each.tally, each.further, first.tally, first.further)
+    return {**found, "further": further} if further else found
 
 
 def _warnings(policies: Mapping[str, Evaluated], first: Tally) -> list[str]:
@@ -98,7 +108,7 @@ def _warnings(policies: Mapping[str, Evaluated], first: Tally) -> list[str]:
     if len(set(protocols.values())) > 1:
         each = ", ".join(f"{name} {protocol}" for name, protocol in protocols.items())
         found.append(f"protocols differ ({each}): part of a difference may come from the amount of training data")
-    for group in first.groups:
+    for group in gains.own_groups(first):
         users = first.count("users", group)
         if users < ROUGH_USERS:
             found.append(f"the group {group} has {users} users only: its intervals are absent or too narrow")
@@ -125,5 +135,9 @@ def _sources(folder: Traversable, path: str) -> Iterator[tuple[str, bytes]]:
 def write(output: str, report: Mapping[str, Any]) -> None:
     """Write the report and its views into the folder ``output``, the source last."""
     storage.write_bytes(storage.join(output, PLOT), plot.png(report))
-    storage.write_bytes(storage.join(output, REPORT), markdown.render(report, PLOT).encode())
+    storage.write_bytes(storage.join(output, REPORT), _text(report).encode())
     storage.write_json(storage.join(output, METRICS), dict(report))
+
+
+def _text(report: Mapping[str, Any]) -> str:
+    return markdown.render(report, PLOT, gains_text.sections(report, next(iter(report["policies"]))))

@@ -60,10 +60,21 @@ def poisson_weights(example_U: npt.NDArray[np.int64], replicates: int, seed: int
 class Tally:
     """Sums over users from which every mean, interval and paired difference follows; no user is kept."""
 
-    def __init__(self, groups: Sequence[str], replicates: int, seed: int, device: torch.device = CPU) -> None:
-        """``device`` is where ranks are summed (NCCL cannot sum on the CPU); the sums themselves stay on the CPU."""
+    def __init__(
+        self,
+        groups: Sequence[str],
+        replicates: int,
+        seed: int,
+        device: torch.device = CPU,
+        names: Sequence[str] = NAMES,
+    ) -> None:
+        """Of the metrics ``names``, whose mean over targets is asked for.
+
+        ``device`` is where ranks are summed (NCCL cannot sum on the CPU); the sums themselves stay on the CPU.
+        """
         self.groups, self.replicates, self.seed, self.device = tuple(groups), replicates, seed, device
-        self.sums = torch.zeros((1 + replicates, len(self.groups), len(COLUMNS)), dtype=torch.float64)
+        self.names, self.columns = tuple(names), (*COUNTS, *names)
+        self.sums = torch.zeros((1 + replicates, len(self.groups), len(self.columns)), dtype=torch.float64)
         """(1 + R, G, C) float64: the data's own sums, then those of each replicate."""
 
     def add(self, example_P: Tensor, member_GP: Tensor, metrics_PM: Tensor, never_trained_P: Tensor) -> None:
@@ -72,7 +83,7 @@ class Tally:
         Args:
             example_P: int64, the user (global row number) of each target.
             member_GP: bool, which groups each target belongs to.
-            metrics_PM: float64, from ``metrics``.
+            metrics_PM: float64, columns as in ``names``; from ``metrics`` for those of a rank.
             never_trained_P: bool, the target's item has no training event.
         """
         if not len(example_P):
@@ -82,24 +93,24 @@ class Tally:
         value_PC = torch.cat([ones_P, 0 * ones_P, never_trained_P[:, None].double(), metrics_PM], dim=1)
         sums_UGC = torch.zeros((len(user_U), *self.sums.shape[1:]), dtype=torch.float64)
         sums_UGC.index_add_(0, user_P, value_PC[:, None] * member_GP.T[:, :, None])
-        sums_UGC[:, :, COLUMNS.index("users")] = (sums_UGC[:, :, COLUMNS.index("n")] > 0).double()
+        sums_UGC[:, :, COUNTS.index("users")] = (sums_UGC[:, :, COUNTS.index("n")] > 0).double()
         drawn_RU = torch.from_numpy(poisson_weights(user_U.numpy(), self.replicates, self.seed)).double()
         weight_RU = torch.cat([drawn_RU.new_ones(1, len(user_U)), drawn_RU])
         self.sums += (weight_RU @ sums_UGC.flatten(1)).view_as(self.sums)
 
     def sum_over_ranks(self) -> Tally:
         """A new tally of every rank's users, equal on all ranks. Collective; this tally stays as it is."""
-        whole = Tally(self.groups, self.replicates, self.seed, self.device)
+        whole = Tally(self.groups, self.replicates, self.seed, self.device, self.names)
         whole.sums = ranks.sum_(self.sums.to(self.device, copy=True)).cpu()
         return whole
 
     def count(self, name: str, group: str = "all") -> int:
         """``n`` targets, ``users`` with a target, or ``never_trained`` targets of a group."""
-        return round(float(self.sums[0, self.groups.index(group), COLUMNS.index(name)]))
+        return round(float(self.sums[0, self.groups.index(group), COUNTS.index(name)]))
 
     def means(self, group: str = "all") -> dict[str, float | None]:
         """Mean of every metric over a group's targets; None where the group is empty."""
-        return {name: _number(values[0]) for name, values in _replicated(self, group).items()}
+        return {name: _number(values[0]) for name, values in replicated(self, group).items()}
 
     def share_never_trained(self, group: str = "all") -> float | None:
         """Share of a group's targets whose item was never trained on; they count as misses. None for no target."""
@@ -111,7 +122,7 @@ def summary(tally: Tally, group: str) -> dict[str, Any]:
     """``{"n", "users", "share_never_trained", metric: {"value", "low", "high"}}``; what is undefined is None."""
     counts = {"n": tally.count("n", group), "users": tally.count("users", group)}
     found: dict[str, Any] = {**counts, "share_never_trained": tally.share_never_trained(group)}
-    for name, values in _replicated(tally, group).items():
+    for name, values in replicated(tally, group).items():
         low, high = _interval(values[1:], counts["users"])
         found[name] = {"value": _number(values[0]), "low": low, "high": high}
     return found
@@ -123,12 +134,13 @@ def versus(tally: Tally, first: Tally) -> dict[str, dict[str, dict[str, float | 
     The ratio is None where the first policy's mean is 0, its interval also where any replicate's is. Both tallies must
     hold the same targets under the same seed and number of replicates.
     """
-    assert (tally.groups, tally.replicates, tally.seed) == (first.groups, first.replicates, first.seed)
+    assert (tally.groups, tally.names) == (first.groups, first.names)
+    assert (tally.replicates, tally.seed) == (first.replicates, first.seed)
     assert torch.equal(tally.sums[:, :, :2], first.sums[:, :, :2]), "the policies were evaluated on different targets"
     found = {}
     for group in tally.groups:
-        theirs, users = _replicated(first, group), tally.count("users", group)
-        found[group] = {name: _paired(mine, theirs[name], users) for name, mine in _replicated(tally, group).items()}
+        theirs, users = replicated(first, group), tally.count("users", group)
+        found[group] = {name: _paired(mine, theirs[name], users) for name, mine in replicated(tally, group).items()}
     return found
 
 
@@ -154,12 +166,17 @@ def verdict(difference: Mapping[str, float | None]) -> str:
     return "better" if low > 0 else "worse" if high < 0 else "no difference"
 
 
-def _replicated(tally: Tally, group: str) -> dict[str, Floats]:
-    """Each metric's mean in the data and in each replicate, shape (1 + R,); NaN where no target was drawn."""
+def replicated(tally: Tally, group: str) -> dict[str, Floats]:
+    """Each metric's mean in the data and in each replicate, shape (1 + R,); NaN where no target was drawn.
+
+    The same place of two tallies of one seed counts the same users: differences and ratios of these are paired.
+    """
     sums = tally.sums[:, tally.groups.index(group)].numpy()
-    n = sums[:, COLUMNS.index("n")]
+    n = sums[:, COUNTS.index("n")]
     return {
-        name: np.divide(sums[:, COLUMNS.index(name)], n, out=np.full_like(n, np.nan), where=n > 0) for name in NAMES
+        name: np.divide(sums[:, column], n, out=np.full_like(n, np.nan), where=n > 0)
+        for column, name in enumerate(tally.columns)
+        if column >= len(COUNTS)
     }
 
 

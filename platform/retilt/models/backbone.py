@@ -37,4 +37,6 @@ class Model(Settings):
         Called with item embeddings ``x_BTD`` (zero at padding, which is on the right), ``time_BT`` (B, T + 1; the times
         of inputs and of the last target), ``valid_BT`` (no padding) and ``key_BT`` (seeds dropout; None: no dropout) it
         returns hidden states (B, T, D), of which position t knows the events up to t and at most the time of t + 1.
+        With a further argument, ``trying.Tried``, it returns the states of the tried items as well, (B, C, D): each
+        knows the events before its place, their times, its item and its own time (the place's).
         """

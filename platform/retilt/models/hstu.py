@@ -6,16 +6,18 @@ Shapes: B users, T positions (inputs), N maximum length, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
+from retilt.models import trying
 from retilt.models.attention import TIME_BUCKETS, pointwise_attention, time_buckets
 from retilt.models.backbone import Model
 from retilt.models.dropout import dropout
+from retilt.models.trying import Tried
 
 
 class HSTU(Model):
@@ -49,14 +51,30 @@ class HSTULayer(nn.Module):
         self.w_position = nn.Parameter(torch.empty(2 * settings.max_length - 1).normal_(std=0.02))
         self.w_time = nn.Parameter(torch.empty(TIME_BUCKETS).normal_(std=0.02))
 
-    def forward(self, x_BTD: Tensor, bucket_BTT: Tensor, key_BT: Tensor | None) -> Tensor:
-        """The next residual stream, shape (B, T, D)."""
-        users, length, width = x_BTD.shape
-        normed = layer_norm(x_BTD, (width,), eps=1e-6)
-        u, *vqk = silu(normed @ self.uvqk).chunk(4, dim=2)
-        v, q, k = (part.view(users, length, self.heads, self.head_width).transpose(1, 2) for part in vqk)
+    def forward(
+        self, x_BTD: Tensor, bucket_BTT: Tensor, key_BT: Tensor | None, tried: Tried | None, bucket_BST: Tensor | None
+    ) -> tuple[Tensor, Tried | None]:
+        """The next residual stream, (B, T, D), and that of the tried items; buckets as ``time_buckets`` gives them."""
+        u, v, q, k = self._parts(x_BTD)
         o_BHTD = pointwise_attention(q, k, v, self.w_position, self.w_time, bucket_BTT, self.maximum)
-        o = o_BHTD.transpose(1, 2).reshape(users, length, self.heads * self.head_width)
+        out = self._gated(x_BTD, u, o_BHTD, key_BT)
+        if tried is None:
+            return out, None
+        assert bucket_BST is not None
+        u, *vqk = self._parts(tried.x_BCD)
+        own = vqk[1], vqk[2], vqk[0]
+        o_BHCD = trying.pointwise(own, (k, v), self.w_position, self.w_time, tried.place_BS, bucket_BST, self.maximum)
+        return out, tried._replace(x_BCD=self._gated(tried.x_BCD, u, o_BHCD, tried.key_BC))
+
+    def _parts(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """u (B, T, H · D) and v, q, k (B, H, T, D)."""
+        users, length, width = x_BTD.shape
+        u, *vqk = silu(layer_norm(x_BTD, (width,), eps=1e-6) @ self.uvqk).chunk(4, dim=2)
+        v, q, k = (part.view(users, length, self.heads, self.head_width).transpose(1, 2) for part in vqk)
+        return u, v, q, k
+
+    def _gated(self, x_BTD: Tensor, u: Tensor, o_BHTD: Tensor, key_BT: Tensor | None) -> Tensor:
+        o = o_BHTD.transpose(1, 2).reshape(u.shape)
         gated = u * layer_norm(o, (o.shape[2],), eps=1e-6)
         out: Tensor = x_BTD + self.output(dropout(gated, self.rate, key_BT, self.place))
         return out
@@ -72,12 +90,20 @@ class HSTUBackbone(nn.Module):
         nn.init.xavier_normal_(self.position)
         self.layers = nn.ModuleList(HSTULayer(settings, rate, place + 1) for place in range(settings.blocks))
 
-    def forward(self, x_BTD: Tensor, time_BT: Tensor, valid_BT: Tensor, key_BT: Tensor | None) -> Tensor:
-        """Hidden states, shape (B, T, D); arguments as ``Model.build`` says."""
-        length = x_BTD.shape[1]
-        x = x_BTD * math.sqrt(self.width) + self.position[:length]
+    def forward(
+        self, x_BTD: Tensor, time_BT: Tensor, valid_BT: Tensor, key_BT: Tensor | None, tried: Tried | None = None
+    ) -> Any:
+        """Hidden states, shape (B, T, D), and those of the tried items; arguments as ``Model.build`` says."""
+        length, scale, bucket_BST = x_BTD.shape[1], math.sqrt(self.width), None
+        x = x_BTD * scale + self.position[:length]
         x = dropout(x, self.rate, key_BT, 0) * valid_BT[:, :, None]
         bucket_BTT = time_buckets(time_BT[:, 1:], time_BT[:, :-1])
+        if tried is not None:
+            asked_BS = (tried.place_BS - 1).clamp_(min=0)  # the position before a place has the place's request time
+            bucket_BST = bucket_BTT.gather(1, asked_BS[:, :, None].expand(-1, -1, length))
+            position = tried.by_item(self.position[tried.place_BS.clamp(max=len(self.position) - 1)])
+            start = dropout(tried.x_BCD * scale + position, self.rate, tried.key_BC, 0)
+            tried = tried._replace(x_BCD=start)
         for layer in self.layers:
-            x = layer(x, bucket_BTT, key_BT)
-        return x
+            x, tried = layer(x, bucket_BTT, key_BT, tried, bucket_BST)
+        return x if tried is None else (x, tried.x_BCD)

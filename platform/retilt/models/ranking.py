@@ -2,9 +2,10 @@
 
 A tile's logits are float32 with a known error bound: in units of 2⁻²⁴ · ‖h‖, D for a product of D terms in any order,
 D / 2 + 3 for the norms of the rows and the division by them, the rest of (3/2 D + 8) for the rounding of h and of what
-is compared with (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). Only logits that lie closer than that
-to a decision are computed again in float64. So ranks are those of float64, independent of tiles, batches and workers,
-at little more than the price of one float32 product.
+is compared with (Higham, "Accuracy and Stability of Numerical Algorithms", 3.1). A bias b adds 4 · 2⁻²⁴ · |b|: for
+its own rounding, the sum's and that of what is compared with. Only logits that lie closer than that to a decision are
+computed again in float64. So ranks are those of float64, independent of tiles, batches and workers, at little more
+than the price of one float32 product.
 
 Letters: N positions, R rows held here, D width, K rows of a tile.
 """
@@ -12,6 +13,7 @@ Letters: N positions, R rows held here, D width, K rows of a tile.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -50,13 +52,16 @@ class Seen:
         found = number[self.position]
         return Seen(found[found >= 0], self.item[found >= 0])
 
+    def between(self, first: int, last: int) -> Seen:
+        """Those among items ``first`` … ``last`` (exclusive)."""
+        low, high = torch.searchsorted(self.item, self.item.new_tensor([first, last])).tolist()
+        return Seen(self.position[low:high], self.item[low:high])
+
     def mask(self, logits_PK: Tensor, at: slice, first: int) -> None:
         """Make these items' logits −∞ in a tile of positions ``at`` whose rows are items ``first`` …"""
-        ends = self.item.new_tensor([first, first + logits_PK.shape[1]])
-        low, high = torch.searchsorted(self.item, ends).tolist()
-        position, item = self.position[low:high], self.item[low:high]
-        here = ((position >= at.start) & (position < at.stop)).nonzero().squeeze(1)
-        logits_PK[position[here] - at.start, item[here] - first] = -torch.inf
+        some = self.between(first, first + logits_PK.shape[1])
+        here = ((some.position >= at.start) & (some.position < at.stop)).nonzero().squeeze(1)
+        logits_PK[some.position[here] - at.start, some.item[here] - first] = -torch.inf
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ class Scores:
     """float64."""
     rows_RD: Tensor
     bias_R: Tensor
-    """0, or −∞ for a row that takes no part."""
+    """Added to the logits of each row; −∞ for a row that takes no part."""
     first: int
     """Item of the first row."""
 
@@ -75,7 +80,12 @@ class Scores:
     def _slack_N(self) -> Tensor:
         """Most that a float32 logit of each position differs from the float64 one."""
         norm_N: Tensor = torch.linalg.vector_norm(self.hidden_ND, dim=1)
-        return norm_N.mul_((1.5 * self.hidden_ND.shape[1] + 8) * 2.0**-24)
+        return norm_N.mul_((1.5 * self.hidden_ND.shape[1] + 8) * 2.0**-24).add_(self._finite_R.abs().max() * 2.0**-22)
+
+    @cached_property
+    def _finite_R(self) -> Tensor:
+        """Biases of the rows that take part, 0 for the others: a withdrawn item can still be asked for its rank."""
+        return self.bias_R.masked_fill(self.bias_R == -torch.inf, 0)
 
     def of(self, position_M: Tensor, item_M: Tensor) -> Tensor:
         """Logits of pairs, (M,), float64; 0 for rows of other ranks."""
@@ -86,10 +96,11 @@ class Scores:
         return score_M
 
     def _pairs(self, hidden_ND: Tensor, position_M: Tensor, item_M: Tensor) -> Tensor:
-        rows_MD = self.rows_RD.index_select(0, item_M - self.first)  # copies whole rows; indexing goes by numbers
-        rows_MD = rows_MD.to(hidden_ND.dtype)
+        row_M = item_M - self.first
+        rows_MD = self.rows_RD.index_select(0, row_M).to(hidden_ND.dtype)  # copies whole rows; indexing goes by numbers
         norm_M = torch.linalg.vector_norm(rows_MD, dim=1).clamp_(min=SMALLEST_NORM)
-        return hidden_ND.index_select(0, position_M).mul_(rows_MD).sum(1).div_(norm_M)
+        score_M = hidden_ND.index_select(0, position_M).mul_(rows_MD).sum(1).div_(norm_M)
+        return score_M.add_(self._finite_R.index_select(0, row_M))
 
     def _reach(self, position_M: Tensor, item_M: Tensor, floor_N: Tensor) -> Tensor:
         """Which pairs, all of rows held here, reach their position's floor, bool: by float32 where that is sure."""
@@ -107,7 +118,7 @@ class Scores:
         """Which items are active rows of this rank, int64."""
         local_N = item_N - self.first
         held_N = (local_N >= 0) & (local_N < len(self.rows_RD))
-        return (held_N & (self.bias_R[local_N.clamp(0, len(self.rows_RD) - 1)] == 0)).long()
+        return (held_N & (self.bias_R[local_N.clamp(0, len(self.rows_RD) - 1)] > -torch.inf)).long()
 
     def count(self, floor_N: Tensor) -> Tensor:
         """Active rows of this rank whose logit reaches each position's floor, int64."""

@@ -172,6 +172,8 @@ class SampledSoftmax:
     negative_KD: Tensor
     """Rows of the negatives, as they are stored."""
     candidates: Candidates
+    head_P: Tensor | None = None
+    """What the network's head says of each position, if it has one (types.Likelihood)."""
 
     def log_prob(self, item_P: Tensor) -> Tensor:
         """Estimated log-probability of the batch's targets, shape (P,), differentiable; no collective.

@@ -21,15 +21,17 @@ Shapes: B users, T positions (inputs), N maximum length, D width, H heads.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 
+from retilt.models import trying
 from retilt.models.backbone import Model
 from retilt.models.dropout import dropout
+from retilt.models.trying import Tried
 from retilt.types import InputError
 
 EPSILON = 1e-8
@@ -79,22 +81,30 @@ class SASRecLayer(nn.Module):
             nn.init.xavier_normal_(linear.weight)
             nn.init.zeros_(linear.bias)
 
-    def forward(self, x_BTD: Tensor, key_BT: Tensor | None) -> Tensor:
-        """The next residual stream, shape (B, T, D)."""
-        x = x_BTD + dropout(self._attention(self.attention_norm(x_BTD)), self.rate, key_BT, self.place)
-        inner = self.activation(self.inner(self.feedforward_norm(x)))
-        out: Tensor = x + dropout(self.outer(inner), self.rate, key_BT, self.place + 1)
-        return out
-
-    def _attention(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, key_BT: Tensor | None, tried: Tried | None) -> tuple[Tensor, Tried | None]:
+        """The next residual stream, shape (B, T, D), and that of the tried items."""
         # Padding is on the right: a causal mask alone keeps it from every position that is none.
+        q, k, v = self._parts(x_BTD)
+        out = self._fed(x_BTD, scaled_dot_product_attention(q, k, v, is_causal=True), key_BT)
+        if tried is None:
+            return out, None
+        o_BHCD = trying.softmax(self._parts(tried.x_BCD), (k, v), tried.place_BS)
+        return out, tried._replace(x_BCD=self._fed(tried.x_BCD, o_BHCD, tried.key_BC))
+
+    def _parts(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k and v, (B, H, T, D)."""
         users, length, width = x_BTD.shape
         q, k, v = (
             part.view(users, length, self.heads, width // self.heads).transpose(1, 2)
-            for part in self.qkv(x_BTD).chunk(3, dim=2)
+            for part in self.qkv(self.attention_norm(x_BTD)).chunk(3, dim=2)
         )
-        o_BHTD = scaled_dot_product_attention(q, k, v, is_causal=True)
-        out: Tensor = self.output(o_BHTD.transpose(1, 2).reshape(users, length, width))
+        return q, k, v
+
+    def _fed(self, x_BTD: Tensor, o_BHTD: Tensor, key_BT: Tensor | None) -> Tensor:
+        attended = self.output(o_BHTD.transpose(1, 2).reshape(x_BTD.shape))
+        x = x_BTD + dropout(attended, self.rate, key_BT, self.place)
+        inner = self.activation(self.inner(self.feedforward_norm(x)))
+        out: Tensor = x + dropout(self.outer(inner), self.rate, key_BT, self.place + 1)
         return out
 
 
@@ -109,11 +119,17 @@ class SASRecBackbone(nn.Module):
         self.layers = nn.ModuleList(SASRecLayer(settings, rate, 1 + 2 * i) for i in range(settings.blocks))
         self.norm = nn.LayerNorm(settings.width, eps=EPSILON)
 
-    def forward(self, x_BTD: Tensor, time_BT: Tensor, valid_BT: Tensor, key_BT: Tensor | None) -> Tensor:
-        """Hidden states, shape (B, T, D); arguments as ``Model.build`` says, ``time_BT`` unused."""
-        x = x_BTD * math.sqrt(self.width) + self.position[: x_BTD.shape[1]]
+    def forward(
+        self, x_BTD: Tensor, time_BT: Tensor, valid_BT: Tensor, key_BT: Tensor | None, tried: Tried | None = None
+    ) -> Any:
+        """Hidden states, shape (B, T, D), and those of the tried items; as ``Model.build`` says, times unused."""
+        scale = math.sqrt(self.width)
+        x = x_BTD * scale + self.position[: x_BTD.shape[1]]
         x = dropout(x, self.rate, key_BT, 0) * valid_BT[:, :, None]
+        if tried is not None:
+            position = tried.by_item(self.position[tried.place_BS.clamp(max=len(self.position) - 1)])
+            start = dropout(tried.x_BCD * scale + position, self.rate, tried.key_BC, 0)
+            tried = tried._replace(x_BCD=start)
         for layer in self.layers:
-            x = layer(x, key_BT)
-        out: Tensor = self.norm(x)
-        return out
+            x, tried = layer(x, key_BT, tried)
+        return self.norm(x) if tried is None else (self.norm(x), self.norm(tried.x_BCD))

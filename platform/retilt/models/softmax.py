@@ -1,12 +1,14 @@
 """The exact softmax over the catalogue: nothing of size positions × items exists, forward or backward.
 
-``log π(a|s) = h·e_a − log Σ_j exp(h·e_j)`` over all active items j, with e the normalised rows of the item table. Where
-the table is sharded, every rank works through the rows it owns for the positions of *all* ranks: hidden states are
-gathered, the log-sum-exp and the target's logit are all-reduced. A replicated table needs no communication. Entropy,
-KL, exact ranks and top-k come from the same tiles (tiles.py, ranking.py).
+``log π(a|s) = h·e_a + b_a − log Σ_j exp(h·e_j + b_j)`` over all active items j, with e the normalised rows of the item
+table and b the items' biases, 0 unless a policy is tilted by them (π · exp(b) / Z: the paper's eq. 7 for a reward of
+the item alone, b = r/λ). Where the table is sharded, every rank works through the rows it owns for the positions of
+*all* ranks: hidden states are gathered, the log-sum-exp and the items' logits are all-reduced. A replicated table needs
+no communication. Entropy, KL, draws, exact ranks and top-k come from the same tiles (tiles.py, sampling.py,
+ranking.py).
 
-Letters: P this rank's positions, N positions of all ranks that share the rows (P if replicated), R rows held here,
-D width. float32 throughout; float64 where the policy is evaluated.
+Letters: P this rank's positions, N positions of all ranks that share the rows (P if replicated), K items of a position,
+R rows held here, D width. float32 throughout; float64 where the policy is evaluated.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from retilt import ranks
-from retilt.models import ranking
+from retilt.models import counter, ranking, sampling
 from retilt.models.tiles import LOG2_E, TILE_POSITIONS, Tile, log_sum_exp, log_sum_exp_backward, parts, tiles, unit
 
 LN_2 = math.log(2)
@@ -34,9 +36,13 @@ class Rows:
     last: int
     """Exclusive."""
     bias_R: Tensor
-    """0, or −∞ for padding and items withdrawn from the catalogue: their probability is 0."""
+    """Added to the logits of each row, in nats; −∞ for padding and withdrawn items: their probability is 0."""
     sharded: bool
     """Rows are spread over ranks (collectives needed) rather than replicated."""
+
+    def tile_bias(self, dtype: torch.dtype) -> Tensor:
+        """``bias_R`` in units of ln 2, as tiles take it."""
+        return self.bias_R.to(dtype) * LOG2_E
 
     def gather(self, x_P: Tensor) -> Tensor:
         """All ranks' values where rows are sharded, this rank's otherwise."""
@@ -48,6 +54,10 @@ class Rows:
             return x_N
         before = sum(ranks.sizes(positions, x_N.device)[: ranks.rank()])
         return x_N[before : before + positions]
+
+    def of_each(self, x_N: Tensor) -> Tensor:
+        """Values of each of the ranks that hold other rows, (W, N, …)."""
+        return ranks.gather(x_N[None], [1] * ranks.world()) if self.sharded else x_N[None]
 
     def sum_(self, x: Tensor) -> Tensor:
         """Sum over the ranks that hold other rows."""
@@ -62,9 +72,9 @@ class Rows:
         return (item_N >= self.first) & (item_N < self.last)
 
 
-def _log_normaliser(hidden_ND: Tensor, rows_RD: Tensor, rows: Rows) -> Tensor:
-    """Log-sum-exp over the rows of all ranks, (N,), in units of ln 2."""
-    top_N, total_N = log_sum_exp(hidden_ND, rows_RD, rows.bias_R)
+def _log_normaliser(hidden_ND: Tensor, rows_RD: Tensor, bias_R: Tensor, rows: Rows) -> Tensor:
+    """Log-sum-exp over the rows of all ranks, (N,); it, hidden states and biases in units of ln 2."""
+    top_N, total_N = log_sum_exp(hidden_ND, rows_RD, bias_R)
     if rows.sharded:
         highest_N = rows.max_(top_N.clone())
         total_N = rows.sum_(total_N.mul_((top_N - highest_N).exp2_()))
@@ -73,32 +83,35 @@ def _log_normaliser(hidden_ND: Tensor, rows_RD: Tensor, rows: Rows) -> Tensor:
 
 
 class _LogProb(torch.autograd.Function):
-    """log π of one item per position. Saves O(N + R), recomputes the tiles backward."""
+    """log π of K items per position. Saves O(N K + R), recomputes the tiles backward, once for all K."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, item_P: Tensor, rows: Rows) -> Tensor:
-        hidden_ND, item_N = rows.gather(hidden_PD) * LOG2_E, rows.gather(item_P)
-        lse_N = _log_normaliser(hidden_ND, rows_RD, rows)
-        mine_N = rows.holds(item_N)
-        local = item_N[mine_N] - rows.first
-        hit_N = torch.zeros_like(lse_N)
-        hit_N[mine_N] = (hidden_ND[mine_N] * unit(rows_RD[local], hidden_ND.dtype)).sum(1)
-        ctx.save_for_backward(hidden_ND, rows_RD, lse_N, mine_N, local)
+    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, item_PK: Tensor, rows: Rows) -> Tensor:
+        hidden_ND, item_NK = rows.gather(hidden_PD) * LOG2_E, rows.gather(item_PK)
+        bias_R = rows.tile_bias(hidden_ND.dtype)
+        lse_N = _log_normaliser(hidden_ND, rows_RD, bias_R, rows)
+        mine_NK = rows.holds(item_NK)
+        position, local = mine_NK.nonzero()[:, 0], item_NK[mine_NK] - rows.first
+        hit_NK = lse_N.new_zeros(item_NK.shape)
+        # A target of training may be withdrawn: infinity would lose the whole step.
+        own_bias = bias_R[local].nan_to_num(neginf=0.0)
+        hit_NK[mine_NK] = (hidden_ND[position] * unit(rows_RD[local], hidden_ND.dtype)).sum(1) + own_bias
+        ctx.save_for_backward(hidden_ND, rows_RD, bias_R, lse_N, mine_NK, position, local)
         ctx.rows, ctx.positions = rows, len(hidden_PD)
-        return rows.own(rows.sum_(hit_N).sub_(lse_N).mul_(LN_2), len(hidden_PD))
+        return rows.own(rows.sum_(hit_NK).sub_(lse_N[:, None]).mul_(LN_2), len(hidden_PD))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, rows_RD, lse_N, mine_N, local = ctx.saved_tensors
+        hidden_ND, rows_RD, bias_R, lse_N, mine_NK, position, local = ctx.saved_tensors
         rows: Rows = ctx.rows
-        grad_N = rows.gather(grads[0].contiguous())
-        grad_hidden_ND, grad_rows_RD = log_sum_exp_backward(hidden_ND, rows_RD, rows.bias_R, lse_N, -grad_N)
+        grad_NK = rows.gather(grads[0].contiguous())
+        grad_hidden_ND, grad_rows_RD = log_sum_exp_backward(hidden_ND, rows_RD, bias_R, lse_N, -grad_NK.sum(1))
         with torch.enable_grad():
             target = rows_RD[local].requires_grad_()
             unit_MD = unit(target, hidden_ND.dtype)
-        weight = grad_N[mine_N, None]
-        grad_hidden_ND[mine_N] += weight * unit_MD.detach()
-        (grad_target,) = torch.autograd.grad(unit_MD, target, weight * hidden_ND[mine_N] / LOG2_E)
+        weight = grad_NK[mine_NK][:, None]
+        grad_hidden_ND.index_add_(0, position, weight * unit_MD.detach())
+        (grad_target,) = torch.autograd.grad(unit_MD, target, weight * hidden_ND[position] / LOG2_E)
         grad_rows_RD.index_add_(0, local, grad_target)
         return rows.own(rows.sum_(grad_hidden_ND), ctx.positions), grad_rows_RD, None, None
 
@@ -111,13 +124,15 @@ class _Compared:
     rows_RD: Tensor
     lse_N: Tensor
     bias_R: Tensor
+    """This, ``lse_N`` and hidden states are in units of ln 2."""
     other: _Compared | None
 
     @classmethod
     def of(cls, hidden_PD: Tensor, rows_RD: Tensor, rows: Rows, other: _Compared | None) -> _Compared:
         """Collective where rows are sharded."""
         hidden_ND = rows.gather(hidden_PD) * LOG2_E
-        return cls(hidden_ND, rows_RD, _log_normaliser(hidden_ND, rows_RD, rows), rows.bias_R, other)
+        bias_R = rows.tile_bias(hidden_ND.dtype)
+        return cls(hidden_ND, rows_RD, _log_normaliser(hidden_ND, rows_RD, bias_R, rows), bias_R, other)
 
     def tiles(self) -> Iterator[tuple[Tile, Tile | None]]:
         """The same rows of both."""
@@ -125,7 +140,8 @@ class _Compared:
         if self.other is None:
             yield from ((tile, None) for tile in mine)
         else:
-            yield from zip(mine, tiles(self.other.rows_RD, self.bias_R, self.other.hidden_ND.dtype), strict=True)
+            other = self.other
+            yield from zip(mine, tiles(other.rows_RD, other.bias_R, other.hidden_ND.dtype), strict=True)
 
     def ratio(self, tile: Tile, other: Tile | None, at: slice) -> tuple[Tensor, Tensor]:
         """π and log2(π / ρ) of a tile at some positions (log2 π where there is no ρ)."""
@@ -149,15 +165,15 @@ class _Divergence(torch.autograd.Function):
                 p, ratio = both.ratio(tile, other_tile, at)
                 mean_N[at] += p.mul_(ratio).sum(1)
         rows.sum_(mean_N)
-        ctx.save_for_backward(both.hidden_ND, rows_RD, both.lse_N, mean_N)
+        ctx.save_for_backward(both.hidden_ND, rows_RD, both.lse_N, both.bias_R, mean_N)
         ctx.other, ctx.rows, ctx.positions = other, rows, len(hidden_PD)
         return rows.own(mean_N * LN_2, len(hidden_PD))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, rows_RD, lse_N, mean_N = ctx.saved_tensors
+        hidden_ND, rows_RD, lse_N, bias_R, mean_N = ctx.saved_tensors
         rows: Rows = ctx.rows
-        both = _Compared(hidden_ND, rows_RD, lse_N, rows.bias_R, ctx.other)
+        both = _Compared(hidden_ND, rows_RD, lse_N, bias_R, ctx.other)
         grad_N = rows.gather(grads[0].contiguous()) * LN_2
         weighted_ND = hidden_ND * (grad_N / LOG2_E)[:, None]
         grad_hidden_ND, grad_rows_RD = torch.zeros_like(hidden_ND), torch.empty_like(rows_RD)
@@ -182,10 +198,18 @@ class CatalogueSoftmax:
     rows_RD: Tensor
     """Rows of the item table that this rank covers, as they are stored."""
     rows: Rows
+    head_P: Tensor | None = None
+    """What the network's head says of each position, if it has one (types.Distribution)."""
 
-    def log_prob(self, item_P: Tensor) -> Tensor:
-        """Exact log-probability of one item per position, shape (P,). Collective where rows are sharded."""
-        return _LogProb.apply(self.hidden_PD, self.rows_RD, item_P, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+    def log_prob(self, item: Tensor) -> Tensor:
+        """Exact log π(a|s) in nats of one item per position, (P,), or of several, (P, K), differentiable.
+
+        The work over the catalogue, forward and backward, is that of one item whatever K is. A withdrawn item, which
+        has no probability, gets its logit's distance from the active ones' log-sum-exp: a target of training may be
+        one. Collective where rows are sharded.
+        """
+        item_PK = item if item.dim() == 2 else item[:, None]
+        return _LogProb.apply(self.hidden_PD, self.rows_RD, item_PK, self.rows).view_as(item)  # type: ignore[no-any-return, no-untyped-call]
 
     def entropy(self) -> Tensor:
         """Exact entropy in nats, shape (P,), differentiable. Collective where rows are sharded."""
@@ -194,11 +218,31 @@ class CatalogueSoftmax:
     def kl(self, reference: CatalogueSoftmax) -> Tensor:
         """Exact KL(π ‖ reference) in nats, shape (P,), differentiable by π alone. Collective where rows are sharded.
 
-        ``reference`` is another policy at the same positions, over the same rows.
+        The D_KL of the paper's eq. 2. ``reference`` is another policy at the same positions, over the same items; its
+        biases may be others.
         """
         with torch.no_grad():
-            other = _Compared.of(reference.hidden_PD, reference.rows_RD, self.rows, None)
+            other = _Compared.of(reference.hidden_PD, reference.rows_RD, reference.rows, None)
         return _Divergence.apply(self.hidden_PD, self.rows_RD, other, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+
+    @torch.no_grad()
+    def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """Independent draws a ~ π(· | s) (the paper's eq. 1) among active, unseen items, int64 (P, draws).
+
+        A function of π and the int32 ``key_P``: a hash of key and number of the draw is looked up in the running sum of
+        probabilities over all items in their order (sampling.py). So tiles, ranks and placement change a draw only
+        where it lies within rounding of the border between two items. ``seen_length_P`` of ``seen_item`` belong to each
+        position. Where every active item is seen, item 0 (padding): the caller leaves such positions out. Collective
+        where rows are sharded: each rank draws from its rows for the positions of all.
+        """
+        rows = self.rows
+        hidden_ND, seen = rows.gather(self.hidden_PD) * LOG2_E, self._seen(seen_item, seen_length_P)
+        here = sampling.Masses(hidden_ND, self.rows_RD, rows.tile_bias(hidden_ND.dtype), rows.first, seen)
+        log_mass_NT = here.of_tiles()
+        share_NK = counter.words(rows.gather(key_P), draws).double() / 2**62
+        holder_NK, share_NK = sampling.choose(rows.of_each(sampling.total(log_mass_NT)).T.contiguous(), share_NK)
+        mine_NK = holder_NK == (ranks.rank() if rows.sharded else 0)
+        return rows.own(rows.sum_(here.items(log_mass_NT, share_NK, mine_NK)), len(key_P))
 
     @torch.no_grad()
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
@@ -208,7 +252,7 @@ class CatalogueSoftmax:
         target itself, are then taken off (ranking.py). Collective where rows are sharded.
         """
         rows = self.rows
-        here, seen = self._scores(), ranking.Seen.of(rows.gather(seen_item), rows.gather(seen_length_P))
+        here, seen = self._scores(), self._seen(seen_item, seen_length_P)
         item_N = rows.gather(item_P)
         floor_N = rows.sum_(here.of(torch.arange(len(item_N), device=item_N.device), item_N)).sub_(ranking.TIE)
         above_N = here.count(floor_N) - here.counted(item_N)
@@ -223,13 +267,16 @@ class CatalogueSoftmax:
         where rows are sharded: each rank finds the best of its rows, and the ranks' lists are merged.
         """
         rows = self.rows
-        here, seen = self._scores(), ranking.Seen.of(rows.gather(seen_item), rows.gather(seen_length_P))
+        here, seen = self._scores(), self._seen(seen_item, seen_length_P)
         logit_Nk, item_Nk = here.top_k(k, seen)
         if rows.sharded and ranks.world() > 1:
-            one = [1] * ranks.world()
-            logits, items = ranks.gather(logit_Nk[None], one), ranks.gather(item_Nk[None], one)
+            logits, items = rows.of_each(logit_Nk), rows.of_each(item_Nk)
             logit_Nk, item_Nk = ranking.best(logits.transpose(0, 1).flatten(1), items.transpose(0, 1).flatten(1), k)
         return rows.own(logit_Nk, len(self.hidden_PD)), rows.own(item_Nk, len(self.hidden_PD))
+
+    def _seen(self, seen_item: Tensor, seen_length_P: Tensor) -> ranking.Seen:
+        """Of all ranks' positions."""
+        return ranking.Seen.of(self.rows.gather(seen_item), self.rows.gather(seen_length_P))
 
     def _scores(self) -> ranking.Scores:
         """All ranks' positions and this rank's rows, in float64."""

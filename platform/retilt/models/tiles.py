@@ -2,8 +2,8 @@
 
 A logit is ``h·r/‖r‖`` for a hidden state h and a row r of the item table; rows are normalised tile by tile, so neither
 a normalised copy of the table nor anything of size positions × items exists. A ``bias`` is added to each row's logit:
-−∞ takes a row out. Logits are in units of ln 2 (hidden states come multiplied by log2 e), because torch's ``exp2``
-takes a third of the time of its ``exp`` on CPU.
+−∞ takes a row out. Logits are in the unit of hidden states and biases. Where powers of them are taken, that is ln 2
+(both come multiplied by log2 e), because torch's ``exp2`` takes a third of the time of its ``exp`` on CPU.
 
 Letters: N positions, R rows, D width, K rows of a tile. Every tile lives in memory that the next one uses again: fresh
 memory costs as much as the product, as its pages must be zeroed first.
@@ -71,7 +71,7 @@ def tiles(rows_RD: Tensor, bias_R: Tensor | None, dtype: torch.dtype) -> Iterato
         inverse_K1 = torch.linalg.vector_norm(rows_KD, dim=1, keepdim=True).clamp_(min=SMALLEST_NORM).reciprocal_()
         unit_KD = memory[: len(rows_KD)]
         torch.mul(rows_KD, inverse_K1, out=unit_KD)
-        bias_K = bias_R[some] if bias_R is not None and number in biased else None
+        bias_K = bias_R[some].to(dtype) if bias_R is not None and number in biased else None
         yield Tile(some, unit_KD, inverse_K1, bias_K, buffer)
 
 

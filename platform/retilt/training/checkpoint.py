@@ -1,6 +1,7 @@
 """Checkpoints: a folder of safetensors and JSON whose manifest is written last; without it the checkpoint is not there.
 
-``dense.safetensors`` and ``dense-optimizer.safetensors`` hold the backbone, ``table-<first>-<last>.safetensors`` and
+``dense.safetensors`` and ``dense-optimizer.safetensors`` hold the backbone, ``head.safetensors`` and
+``head-optimizer.safetensors`` a head beside it if there is one, ``table-<first>-<last>.safetensors`` and
 ``table-optimizer-<first>-<last>.safetensors`` the rows first … last (exclusive) of the item table, written by the rank
 that holds them and loaded by slicing on any number of workers. ``state.json`` says where the run stands and what the
 policy is. A published policy (``policy/best``, ``policy/last``) is a copy of a checkpoint: one format serves both.
@@ -16,7 +17,8 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from retilt import artifact, ranks, storage
 from retilt.lease import LEASE
@@ -52,8 +54,9 @@ class Snapshot:
         """
         table, first = policy.table, ranks.rank() == 0
         self._first, self._width = table.first, table.width
-        self._copy("dense", _dense_parameters(policy), first)
-        self._copy("dense-optimizer", _dense_state(policy, dense), first)
+        for kind, module in _modules(policy).items():
+            self._copy(kind, module.state_dict(), first)
+            self._copy(f"{kind}-optimizer", _optimizer_state(module, dense), first)
         self._copy("table", table.state(), table.sharded or first)
 
     def _copy(self, kind: str, tensors: Mapping[str, Tensor], keep: bool) -> None:
@@ -120,14 +123,18 @@ def _manifest(uri: str) -> dict[str, Any]:
     return artifact.check_manifest(place, found, KIND, [FORMAT])
 
 
-def _dense_parameters(policy: CataloguePolicy) -> dict[str, Tensor]:
-    return dict(policy.network.backbone.state_dict())
+def _modules(policy: CataloguePolicy) -> dict[str, nn.Module]:
+    """What is beside the table, by the name of its file."""
+    found = {"dense": policy.network.backbone}
+    if policy.network.head is not None:
+        found["head"] = policy.network.head
+    return found
 
 
-def _dense_state(policy: CataloguePolicy, dense: torch.optim.Adam) -> dict[str, Tensor]:
+def _optimizer_state(module: nn.Module, dense: torch.optim.Adam) -> dict[str, Tensor]:
     return {
         f"{name}.{key}": value
-        for name, parameter in policy.network.backbone.named_parameters()
+        for name, parameter in module.named_parameters()
         for key, value in dense.state[parameter].items()
     }
 
@@ -160,6 +167,12 @@ def read_state(uri: str) -> dict[str, Any]:
     return state
 
 
+def require_policy(state: Mapping[str, Any], place: str) -> None:
+    """Raise InputError where a checkpoint is a reward model's: its trunk is no longer the policy it was copied from."""
+    if state["config"]["algorithm"]["name"] == "reward_model":
+        raise InputError(f"{place} is a reward model, no policy; give the policy that it started from, or another one")
+
+
 def fingerprint(uri: str) -> str:
     """What identifies a policy: the sha256 over the names and hashes of its files."""
     return artifact.fingerprint(_manifest(uri)["files"])
@@ -169,26 +182,38 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
     """Copy a checkpoint into a policy, and into its optimizers where ``dense`` is given; returns notes for the user.
 
     Every rank reads the dense part and the ranges of rows it needs, and waits for no other. Optimizer state of another
-    kind than the policy's (Adam's for row-wise Adagrad, say) is left out and noted.
+    kind than the policy's (Adam's for row-wise Adagrad, say) is left out and noted, as is a head that it has not. A
+    head that the policy has not is passed over.
 
     Raises:
         InputError: a file is absent, damaged, or of other sizes.
     """
     manifest = _manifest(uri)
-    parameters, live = _verified(uri, manifest, "dense.safetensors"), _dense_parameters(policy)
+    notes, there = list[str](), {entry["path"] for entry in manifest["files"]}
+    for kind, module in _modules(policy).items():
+        if kind == "head" and "head.safetensors" not in there:
+            notes.append(f"{uri} has no head: it starts from its initial values")
+            continue
+        _load_module(uri, manifest, kind, module)
+        if dense is not None:
+            saved = _verified(uri, manifest, f"{kind}-optimizer.safetensors")
+            for name, value in _optimizer_state(module, dense).items():
+                value.copy_(ranks.spread_like(saved[name], value))
+    items, with_optimizer = int(read_state(uri)["items"]), dense is not None
+    return [*notes, *_load_table(uri, manifest, policy, items, with_optimizer)]
+
+
+def _load_module(uri: str, manifest: Mapping[str, Any], kind: str, module: nn.Module) -> None:
+    saved, live = _verified(uri, manifest, f"{kind}.safetensors"), module.state_dict()
+    if (bias := live.get("item_bias")) is not None and "item_bias" in saved:
+        # Items that are new since then have no training events that the head could know of.
+        saved["item_bias"] = pad(saved["item_bias"], (0, len(bias) - len(saved["item_bias"])))
     try:
-        policy.network.backbone.load_state_dict(
-            {name: ranks.spread_like(value, live.get(name, value)) for name, value in parameters.items()}
-        )
+        module.load_state_dict({name: ranks.spread_like(each, live.get(name, each)) for name, each in saved.items()})
     except RuntimeError as problem:
         raise InputError(
-            f"{uri}: dense.safetensors does not fit this model: {str(problem).splitlines()[-1].strip()}"
+            f"{uri}: {kind}.safetensors does not fit this model: {str(problem).splitlines()[-1].strip()}"
         ) from problem
-    if dense is not None:
-        saved = _verified(uri, manifest, "dense-optimizer.safetensors")
-        for name, value in _dense_state(policy, dense).items():
-            value.copy_(ranks.spread_like(saved[name], value))
-    return _load_table(uri, manifest, policy, int(read_state(uri)["items"]), with_optimizer=dense is not None)
 
 
 def _verified(uri: str, manifest: Mapping[str, Any], path: str) -> dict[str, Tensor]:

@@ -76,14 +76,21 @@ def _fastest(action: Callable[[], object], device: torch.device) -> float:
 
 
 def step_seconds(sizes: Sizes, machine: Machine) -> dict[str, float]:
-    """Seconds of an average step: ``compute``, ``update`` of the table and the backbone, ``communication``."""
-    positions = sizes.trained * sizes.share
+    """Seconds of an average step: ``compute``, ``update`` of the table and the backbone, ``communication``.
+
+    An online objective's has several updates. What comes before them, three models' forward passes and draws, takes
+    about as long as one, and each has the divergence to work out beside log-probabilities.
+    """
+    positions, updates = sizes.trained * sizes.share, 1 if sizes.tries is None else sizes.tries.passes
     operations, touched = _backbone(sizes, positions)
     products, gathered = _softmax(sizes, positions)
+    if sizes.tries is not None:
+        products *= 2 * sizes.tries.positions / sizes.trained
+    compute = (operations + products) / machine.flops + (touched + gathered) / machine.memory
     return {
-        "compute": (operations + products) / machine.flops + (touched + gathered) / machine.memory,
-        "update": _updated(sizes, positions) / machine.memory,
-        "communication": _sent(sizes, positions) / machine.network,
+        "compute": compute * (updates if sizes.tries is None else updates + 1),
+        "update": updates * _updated(sizes, positions) / machine.memory,
+        "communication": updates * _sent(sizes, positions) / machine.network,
     }
 
 

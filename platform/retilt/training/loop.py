@@ -16,16 +16,18 @@ from typing import Any, TypeVar
 import torch
 
 from retilt import lease, ranks, storage
+from retilt.algorithms.online import Online
 from retilt.config import TrainConfig, config_hash, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Cursor, Plan
-from retilt.data.stream import evaluation_batches, train_batches
-from retilt.evaluation.ranking import tally
+from retilt.data.stream import train_batches
 from retilt.ranks import together
 from retilt.training import checkpoint, parallel
 from retilt.training.approximation import sampling_gap, warnings
 from retilt.training.assemble import assemble_for
+from retilt.training.companions import companions
 from retilt.training.fit import fit_statistics
+from retilt.training.judge import in_words
 from retilt.training.log import MetricsLog
 from retilt.training.meter import Meter
 from retilt.training.numerics import WINDOW, Jump, Replicas, is_spike, shards_of
@@ -33,6 +35,7 @@ from retilt.training.progress import Progress
 from retilt.training.run import claim, require_same_run
 from retilt.training.saver import Draft, Saver
 from retilt.training.step import StepResult, take_step
+from retilt.training.validation import Validation
 from retilt.types import Batch, DamagedError, Reporter, RetiltError, Statistics, Stopped, TrainingError
 
 E = TypeVar("E", bound=RetiltError)
@@ -53,6 +56,9 @@ class Run:
         self.model = config.model
         self.plan = Plan.of(self.dataset, config.batch_users, config.seed)
         self.policy, self.dense = assemble_for(config, self.dataset, self.device)
+        online = isinstance(config.algorithm, Online)
+        self.companions = companions(config, self.dataset, self.device) if online else None
+        self.validation = Validation(config, self.dataset, self.policy, self.device, self.companions)
         self.replicas = Replicas.of(self.policy, self.dense)
         self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
         self.progress, self.notes = Progress(), list[str]()
@@ -144,7 +150,8 @@ class Run:
     def train(self) -> dict[str, Any]:
         """Run to the last epoch and publish the policy; returns the run's result on every rank."""
         try:
-            while self.progress.cursor.epoch < self.config.epochs:
+            self.validation.begin(self._fence)
+            while self.progress.cursor.epoch < self.config.epochs and not self._alarmed():
                 try:
                     self._epoch()
                 except Jump as jump:
@@ -153,6 +160,10 @@ class Run:
         finally:
             # The log belongs to the saver's thread, which may still be writing it after an error.
             self.saver.close(self.log.close if self.log is not None else lambda: None)
+
+    def _alarmed(self) -> bool:
+        """Whether the run ends early because of the last epoch's alarm."""
+        return self.config.stop_on_alarm and "alarm" in (self.progress.epochs or [{}])[-1]
 
     def _epoch(self) -> None:
         progress, waited, retries = self.progress, self.saver.waited, storage.retries()
@@ -172,9 +183,7 @@ class Run:
         if self.policy.sampler is not None and batch is not None:
             record["sampling_gap"] = gap = sampling_gap(self.policy, batch.to(self.device))
             self._note(*warnings(gap, self.config))
-        if self.config.protocol == "select":
-            record |= self._validate()
-        self._close_epoch(record)
+        self._close_epoch(record | self.validation.measure())
 
     def _step(self, batch: Batch, meter: Meter, last: int) -> None:
         """One step and what follows from it: a skip, a line in the log, a comparison, a checkpoint, an end."""
@@ -193,13 +202,14 @@ class Run:
             progress.step,
             signals,
             self._is_spike,
+            self.companions,
         )
         if result.outcome == "spike":
             raise Jump(f"the loss rose to {result.loss:.4g} at step {progress.step}", spike=True)
         if result.outcome == "taken":
             progress.skipped_in_a_row = 0
             progress.losses = [*progress.losses[1 - WINDOW :], result.loss]
-            meter.add(result.loss * result.count, result.count, result.sums)
+            meter.add(result.total, result.count, result.sums)
         else:
             self._skip(result, batch)
         progress.step += 1
@@ -270,32 +280,15 @@ class Run:
             self.log.add(record)
             self.reporter.progress({**record, "epochs": self.config.epochs})
 
-    def _validate(self) -> dict[str, float]:
-        """Validation metrics of the group that chooses the best epoch; equal on all ranks."""
-        batches = evaluation_batches(
-            self.dataset,
-            "validation",
-            self.model.max_length,
-            "all",
-            self.config.batch_users,
-            ranks.rank(),
-            ranks.world(),
-        )
-        found = tally(
-            self.policy.eval(), batches, train_counts=self.dataset.train_counts("select"),
-            min_reward=self.config.min_reward, replicates=0, seed=0, device=self.device,
-        ).sum_over_ranks()  # fmt: skip
-        group = "all" if self.config.min_reward is None else "high_reward"
-        return {f"validation/{name}": value for name, value in found.means(group).items() if value is not None}
-
     def _close_epoch(self, record: dict[str, Any]) -> None:
         progress = self.progress
         progress.cursor = Cursor(progress.cursor.epoch + 1, 0)
         progress.epochs.append(record)
+        if "alarm" in record:
+            self._note(in_words(record) + (": the run ends here" if self.config.stop_on_alarm else ""))
         progress.sums, progress.recent, progress.seconds = {}, {}, 0.0
         place = checkpoint.new_place(self.config.output, progress.step)
-        value = record.get(f"validation/{self.config.selection_metric}")
-        if value is not None:
+        if (value := self.validation.score(record)) is not None:
             mine = {"epoch": record["epoch"], "value": value, "checkpoint": storage.name(place)}
             best = sorted([*progress.best, mine], key=lambda each: (-each["value"], each["epoch"]))
             progress.best = best[: self.config.checkpoint.keep_best]
@@ -366,6 +359,8 @@ class Run:
             "skipped": progress.skipped,
             "returns": progress.returns,
             "notes": self.notes,
+            "alarms": [in_words(record) for record in progress.epochs if "alarm" in record],
+            "stopped_on_alarm": self._alarmed(),
         }
         self.saver.run(lambda: self._publish(result))
         return result

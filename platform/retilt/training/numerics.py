@@ -57,8 +57,9 @@ class Replicas:
     @classmethod
     def of(cls, policy: CataloguePolicy, dense: torch.optim.Optimizer) -> Replicas:
         """Live tensors, by name."""
-        found = {name: parameter.data for name, parameter in policy.network.backbone.named_parameters()}
-        for name, parameter in policy.network.backbone.named_parameters():
+        parameters = policy.network.dense()
+        found = {name: parameter.data for name, parameter in parameters.items()}
+        for name, parameter in parameters.items():
             state: dict[str, Any] = dense.state[parameter]
             found |= {f"{name}.{key}": value for key, value in state.items()}
         if not policy.table.sharded:

@@ -37,11 +37,12 @@ def wrapper(parallel: Parallel = "ddp") -> Callable[[nn.Module], nn.Module]:
     """What shares a network out among the ranks; nothing where there is one."""
     if ranks.world() == 1:
         return lambda network: network
-    return DistributedDataParallel if parallel == "ddp" else _fully_shard
+    # What it would otherwise copy from the first rank before each pass are a head's constants.
+    return partial(DistributedDataParallel, broadcast_buffers=False) if parallel == "ddp" else _fully_shard
 
 
 def _fully_shard(network: nn.Module) -> nn.Module:
-    """FSDP2 in place: one group of parameters a layer of the backbone, one for what is beside them.
+    """FSDP2 in place: one group of parameters a layer of the backbone, one for what is beside them, those of a head.
 
     All are given up after the forward pass, the outermost group too (which FSDP2 would keep): outside of the two passes
     the parameters that the module shows are then always the parts, whether a backward pass follows or the step is left
@@ -52,7 +53,8 @@ def _fully_shard(network: nn.Module) -> nn.Module:
 
     mesh = init_device_mesh(next(network.parameters()).device.type, (ranks.world(),))
     backbone = network.get_submodule("backbone")
-    for group in (*backbone.get_submodule("layers").children(), backbone):
+    beside = [part for name, head in network.named_children() if name == "head" for part in head.children()]
+    for group in (*backbone.get_submodule("layers").children(), backbone, *beside):
         fully_shard(group, mesh=mesh, reshard_after_forward=True)
     return network
 

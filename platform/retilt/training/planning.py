@@ -1,8 +1,8 @@
 """What a worker will hold in memory, part by part, and how many workers have room for a run; before any of them starts.
 
 The sum should be a little more than a worker really takes at its peak; ``tests/benchmarks/memory_estimate.py`` compares
-the two, and the constants below come from it. Sizes are bytes, numbers have four of them unless said otherwise. No
-method of this version keeps a reference policy beside the one it trains, so there is no part for that.
+the two, and the constants below come from it. Sizes are bytes, numbers have four of them unless said otherwise. A
+reward model is taken to be as large as the policy, as one is that was trained from the same policy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from retilt.algorithms.online import Online
 from retilt.config import Placement, TableOptimizer, TrainConfig
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Plan
@@ -20,6 +21,7 @@ from retilt.models.backbone import Model
 from retilt.models.catalog import plan_table, stored_width
 from retilt.models.tiles import TILE_POSITIONS, TILE_ROWS
 from retilt.training.checkpoint import RANGE_ROWS
+from retilt.training.judge import frozen_models
 from retilt.types import InputError
 
 PROCESS = 600e6
@@ -35,8 +37,33 @@ DRAW = 32
 """Of each draw where every position has its own negatives."""
 EVENT = 16
 """Of each event in the windows that are read ahead: item, reward, time."""
+DRAWN = 20
+"""Of each item that an online objective tries: the item, its reward and two log-probabilities."""
 ON_HOST = frozenset({"process", "items", "batches", "checkpoint"})
 """Parts that are in the host's memory where the policy is on a GPU."""
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What an online objective tries in a step."""
+
+    positions: float
+    """Positions of a global batch, at most."""
+    draws: int
+    """Items at each."""
+    divergence: bool
+    """The divergence from the reference is descended, not only logged."""
+    passes: int
+    """Updates on them."""
+
+    @classmethod
+    def of(cls, config: TrainConfig, trained: float) -> Tries | None:
+        """Of a configuration whose batches have ``trained`` positions on average; None where nothing is tried."""
+        algorithm = config.algorithm
+        if not isinstance(algorithm, Online):
+            return None
+        most = math.inf if algorithm.contexts is None else config.batch_users * algorithm.contexts
+        return cls(min(trained, most), algorithm.draws, algorithm.name == "ppo", algorithm.passes)
 
 
 @dataclass(frozen=True)
@@ -67,6 +94,9 @@ class Sizes:
     fsdp: bool = False
     recomputed: bool = False
     """Activation checkpointing."""
+    tries: Tries | None = None
+    frozen: int = 0
+    """Models beside the one that is trained."""
 
     @classmethod
     def of(cls, config: TrainConfig, dataset: Dataset) -> Sizes:
@@ -102,6 +132,8 @@ class Sizes:
             workers=config.worker_range[0],
             fsdp=config.parallel == "fsdp",
             recomputed=config.activation_checkpointing,
+            tries=Tries.of(config, trained),
+            frozen=frozen_models(config),
         )
 
     @property
@@ -140,6 +172,7 @@ def memory(sizes: Sizes) -> dict[str, float]:
         "activations": _activations(sizes, positions),
         # Parameters, gradients, two moments; DDP's buckets; the float64 copy that validation takes.
         "backbone": 16 * whole + (0 if sizes.workers == 1 or sizes.fsdp else 4 * whole) + 8 * sizes.dense,
+        "frozen": sizes.frozen * (table + 4 * rows + 4 * sizes.dense),
         "items": ITEM * sizes.items,
         # Batches made ahead, one in the making and the one in use; three windows, each an array and its parts.
         "batches": 6 * 21 * positions + 3 * EVENT * sizes.slices * sizes.trained * sizes.share,
@@ -158,19 +191,25 @@ def _gradients(sizes: Sizes) -> int:
 
     Sharded: once, of all rows, for the exact softmax; a lookup's is of a few rows. Replicated: dense from the lookup,
     and once more from the exact softmax. Among several workers DDP has a copy, and where they compare their tables
-    (``numerics``) each is turned into 64-bit integers, beside the gradient of the step before.
+    (``numerics``) each is turned into 64-bit integers, beside the gradient of the step before. A divergence that is
+    descended has its own beside the softmax's.
     """
+    further = int(sizes.tries is not None and sizes.tries.divergence)
     if sizes.placement == "row_wise":
-        return 1 if sizes.negatives is None else 0
+        return (1 if sizes.negatives is None else 0) + further
     if sizes.workers > 1:
-        return 4
-    return 2 if sizes.negatives is None else 1
+        return 4 + further
+    return (2 if sizes.negatives is None else 1) + further
 
 
 def _softmax(sizes: Sizes) -> float:
     """Hidden states, their gradients and weighted forms, a tile of logits; or negatives and their embeddings."""
     tiles = 2 * 4 * TILE_POSITIONS * TILE_ROWS + 4 * TILE_ROWS * sizes.row
     positions = sizes.trained * sizes.share
+    if sizes.tries is not None:
+        # Of the reference too; embeddings of the items, their gradients and norms; what exploring keeps.
+        tried = sizes.tries.positions * (1 if sizes.placement == "row_wise" else sizes.share)
+        return tried * (10 * sizes.row + sizes.tries.draws * (4 * sizes.row + DRAWN)) + tiles
     if sizes.negatives is None:
         # Those of all workers where the rows are shared out.
         return 5 * sizes.row * (sizes.trained if sizes.placement == "row_wise" else positions) + tiles
@@ -183,12 +222,15 @@ def _activations(sizes: Sizes, positions: float) -> float:
     """What the backbone keeps for its backward pass, two layers more, and gaps; or what validation needs if it is more.
 
     The two layers are the one that is being worked at and gradients on their way; gaps are what allocations of several
-    sizes leave between them. Validation keeps nothing, but works in float64 and with batches of its own.
+    sizes leave between them. Validation keeps nothing, but works in float64 and with batches of its own. Nor does a
+    reward model that is asked about items, each of which is a position more.
     """
+    asked = 0.0 if sizes.tries is None else sizes.tries.positions * sizes.share * sizes.tries.draws
     numbers = sizes.model.kept_per_position
     layer = 4 * numbers / sizes.model.blocks
     kept = 4 * positions * (sizes.model.blocks * sizes.model.width if sizes.recomputed else numbers)
-    return max(kept + min(kept / 2, GAPS) + 2 * layer * positions, 2 * layer * sizes.evaluated)
+    training = kept + min(kept / 2, GAPS) + 2 * layer * positions
+    return max(training, 2 * layer * sizes.evaluated, 2 * layer * (positions + asked))
 
 
 @dataclass(frozen=True)

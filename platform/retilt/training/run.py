@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from retilt import storage
+from retilt.algorithms.online import Online
+from retilt.algorithms.reward_model import RewardModel
 from retilt.config import TrainConfig, config_hash, dump_yaml, identity_hash, model_of, plain
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Plan, check_world
@@ -49,9 +51,9 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     """Check the inputs of a run and resolve what depends on them.
 
     Raises:
-        InputError: data set or initial policy absent or damaged, other vocabulary, other model, trained on the part
-            that chooses the epoch, more workers than lanes or than the item table can be sharded over, or rewards that
-            the algorithm refuses.
+        InputError: data set, initial policy or reward model absent or damaged, other vocabulary, other model, trained
+            on the part that chooses the epoch, something missing that an online objective needs, more workers than
+            lanes or than the item table can be sharded over, or rewards that the algorithm refuses.
     """
     dataset = Dataset.open(config.dataset)
     dataset.require_files()
@@ -62,26 +64,41 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     Plan.of(dataset, config.batch_users, config.seed)
     lineage: list[dict[str, Any]] = []
     model: Model | None = config.model
-    initial, warning, start = None, None, None
+    initial, warning = None, None
+    facts: dict[str, Any] = {"dataset": dataset.fingerprint, "initial": None}
     if config.initial is not None:
         initial = checkpoint.find(storage.absolute(config.initial))
         state = checkpoint.read_state(initial)
+        checkpoint.require_policy(state, initial)
         model = _initial_model(config, state, initial)
         require_vocabulary(state, dataset, initial)
-        lineage, start = list(state["lineage"]), checkpoint.fingerprint(initial)
-        if config.protocol == "select":
-            warning = check_lineage(lineage, dataset.manifest, "validation")
+        lineage, facts["initial"] = list(state["lineage"]), checkpoint.fingerprint(initial)
+    reward_model = None
+    if config.reward_model is not None:
+        reward_model, taught_by = find_reward_model(config.reward_model, dataset)
+        lineage += [entry for entry in taught_by if entry not in lineage]
+        facts["reward_model"] = checkpoint.fingerprint(reward_model)
+    judge = None
+    if config.judge is not None:
+        # What it was trained on is no part of the lineage: nothing is learned from it.
+        judge, _ = find_reward_model(config.judge, dataset)
+        facts["judge"] = checkpoint.fingerprint(judge)
+    if lineage and config.protocol == "select":
+        warning = check_lineage(lineage, dataset.manifest, "validation")
     config = config.model_copy(
         update={
             "dataset": storage.absolute(config.dataset),
             "output": storage.absolute(config.output),
             "initial": initial,
+            "reward_model": reward_model,
+            "judge": judge,
             "model": model,
             "softmax": config.softmax_for(dataset.items, choose_device(config.device).type == "cuda"),
         }
     )
+    _require_companions(config)
     lineage.append(dataset.lineage(config.protocol, storage.name(config.output)))
-    identity = identity_hash(config, dataset=dataset.fingerprint, initial=start)
+    identity = identity_hash(config, **facts)
     return PlannedRun(config, lineage, identity, dataset, warning)
 
 
@@ -93,6 +110,55 @@ def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> 
             "it is the policy's"
         )
     return model
+
+
+def find_reward_model(uri: str, dataset: Dataset) -> tuple[str, list[dict[str, Any]]]:
+    """The checkpoint of a reward model, and its lineage.
+
+    Raises:
+        InputError: it is absent, no reward model, or numbers other items than the data set.
+    """
+    place = checkpoint.find(storage.absolute(uri))
+    state = checkpoint.read_state(place)
+    if (algorithm := state["config"]["algorithm"]["name"]) != "reward_model":
+        raise InputError(
+            f"reward_model: {place} is a policy trained with algorithm={algorithm}, no reward model; "
+            "jobs/train_reward.py trains one"
+        )
+    require_vocabulary(state, dataset, place)
+    return place, list(state["lineage"])
+
+
+def _require_companions(config: TrainConfig) -> None:
+    """Raise InputError where an objective lacks a model that it starts or learns from; ``config`` resolved."""
+    if isinstance(config.algorithm, RewardModel) and config.initial is None:
+        raise InputError(
+            "algorithm = 'reward_model' needs initial, the policy whose trunk it is a head on; jobs/pretrain.py trains "
+            "one with algorithm=bc"
+        )
+    if not isinstance(config.algorithm, Online):
+        return
+    name = config.algorithm.name
+    if config.initial is None:
+        raise InputError(
+            f"algorithm = '{name}' needs initial, the policy that it starts from and is held to; "
+            "jobs/pretrain.py trains one with algorithm=bc"
+        )
+    if config.reward_model is None:
+        raise InputError(
+            f"algorithm = '{name}' needs reward_model, which says what the policy's own choices are worth; "
+            "jobs/train_reward.py trains one"
+        )
+    if config.softmax == "sampled":
+        raise InputError(
+            f"algorithm = '{name}' needs the exact softmax, for its draws and the divergence, and it is sampled here "
+            "(auto does so for a large catalogue); use softmax=exact"
+        )
+    if config.precision == "bf16":
+        raise InputError(
+            f"algorithm = '{name}' does not go with precision = 'bf16', whose rounding would count as divergence from "
+            "the initial policy; use precision=float32"
+        )
 
 
 def require_vocabulary(state: dict[str, Any], dataset: Dataset, policy: str) -> None:
@@ -170,10 +236,12 @@ def _difference(found: dict[str, Any], run: PlannedRun) -> str:
 
 
 def finished(run: PlannedRun) -> dict[str, Any] | None:
-    """The result of a run that has done its epochs, or None."""
+    """The result of a run that has done its epochs, or was to end on an alarm and did; or None."""
     place = storage.join(run.config.output, RESULT)
     if storage.exists(place):
         result = storage.read_json(place)
-        if isinstance(result, dict) and int(result.get("epochs", 0)) >= run.config.epochs:
-            return result
+        if isinstance(result, dict):
+            alarmed = run.config.stop_on_alarm and result.get("stopped_on_alarm", False)
+            if alarmed or int(result.get("epochs", 0)) >= run.config.epochs:
+                return result
     return None

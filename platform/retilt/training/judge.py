@@ -1,0 +1,169 @@
+"""What reward models say of the policy in training, beside what is true of it, and the alarm where the two part.
+
+After each epoch the Avg Reward of the policy (evaluation/avg_reward.py) is compared with that of the policy that the
+run started from, and so is the validation metric by which epochs are chosen:
+
+    hacking    the score has risen, the true metric has fallen: the reward model is wrong about what is recommended now
+    collapse   both have fallen
+
+To have risen or fallen means that the 95% interval of the paired difference lies wholly above or below 0. The score is
+that of the reward model which is trained against, or where there is none, of the judge.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+
+from retilt import ranks, storage
+from retilt.algorithms.online import Online
+from retilt.artifact import MANIFEST
+from retilt.config import TrainConfig
+from retilt.data.dataset import Dataset
+from retilt.evaluation import avg_reward, positions, tallies
+from retilt.evaluation.groups import headline
+from retilt.evaluation.statistics import Tally, verdict, versus
+from retilt.evaluation.wording import interval
+from retilt.models.policy import CataloguePolicy
+from retilt.ranks import together
+from retilt.training.companions import load_policy, load_reward_model
+from retilt.types import Batch, Companions, RewardModel
+
+REPLICATES = 1000
+"""Bootstrap replicates behind an interval."""
+START = "start"
+"""Folder of a run with what was measured of the policy that it started from."""
+
+Alarm = Literal["hacking", "collapse"]
+Difference = Mapping[str, float | None]
+
+
+def alarm(score: Difference, truth: Difference) -> Alarm | None:
+    """Which alarm paired differences from the start give: of a reward model's score, and of the true metric.
+
+    >>> alarm({"value": 0.3, "low": 0.2, "high": 0.4}, {"value": -0.02, "low": -0.03, "high": -0.01})
+    'hacking'
+    """
+    if verdict(truth) != "worse":
+        return None
+    alarms: dict[str, Alarm] = {"better": "hacking", "worse": "collapse"}
+    return alarms.get(verdict(score))
+
+
+def in_words(record: Mapping[str, Any]) -> str:
+    """A sentence about the alarm of an epoch's record, which has one."""
+    score = "reward_model" if "judge/reward_model" in record else "judge"
+    metric = next(key for key in record if key.startswith("change/")).split("/")[1]
+    changes = [
+        f"{name} changed by {interval({part: record.get(f'change/{name}{end}') for part, end in _PARTS.items()}, '+')}"
+        for name in (score, metric)
+    ]
+    return f"alarm after epoch {record['epoch']}: {record['alarm']}, since the start {' and '.join(changes)}"
+
+
+_PARTS = {"value": "", "low": "/low", "high": "/high"}
+
+
+def frozen_models(config: TrainConfig) -> int:
+    """How many models a run holds beside the one it trains, each with a table: the start, reward model and judge."""
+    if not config.judged and not isinstance(config.algorithm, Online):
+        return 0
+    return 1 + sum(each is not None for each in (config.reward_model, config.judge))
+
+
+class Judge:
+    """The reward models of a run, the policy that it started from, and how both stood at the start.
+
+    Every method is collective.
+    """
+
+    def __init__(
+        self, config: TrainConfig, dataset: Dataset, device: torch.device, companions: Companions | None
+    ) -> None:
+        """``companions`` of an online objective are used again; else reference and reward model are loaded."""
+        assert config.initial is not None
+        placement = config.placement_for(dataset.items)
+        self.config, self.dataset, self.device = config, dataset, device
+        self.models: dict[str, RewardModel] = {}
+        if companions is not None:
+            assert isinstance(companions.reference, CataloguePolicy)
+            self.reference = companions.reference
+            self.models["reward_model"] = companions.reward
+        else:
+            self.reference = load_policy(config.initial, dataset, device, placement, config.seed)
+            if config.reward_model is not None:
+                self.models["reward_model"] = load_reward_model(config.reward_model, dataset, device, placement)
+        if config.judge is not None:
+            self.models["judge"] = load_reward_model(config.judge, dataset, device, placement)
+        self.names = (*self.models, "entropy", "kl")
+        self._last = positions.threshold(dataset, "validation", avg_reward.POSITIONS, avg_reward.SEED)
+        self._start: tuple[Tally, Tally] | None = None
+
+    def begin(
+        self, validate: Callable[[CataloguePolicy], Tally], batches: Iterable[Batch], fence: Callable[[], None]
+    ) -> None:
+        """Measure the start, or read what was measured when the run began.
+
+        Args:
+            validate: a policy's tally of validation targets, over all ranks.
+            batches: this rank's validation batches.
+            fence: raises where another run has taken the output over.
+        """
+        places = [storage.join(self.config.output, START, name) for name in ("validation", "avg_reward")]
+        if ranks.broadcast_object(
+            together(lambda: all(storage.exists(storage.join(each, MANIFEST)) for each in places))
+        ):
+            truth, scores = together(lambda: (tallies.read(places[0])[0], tallies.read(places[1], self.names)[0]))
+            self._start = truth, scores
+            return
+        with _evaluated(self.reference):
+            self._start = validate(self.reference), self._scores(self.reference, batches)
+        started = self._start
+
+        def write() -> None:
+            if ranks.rank() == 0:
+                fence()
+                for place, tally in zip(places, started, strict=True):
+                    tallies.write(place, tally, {"initial": self.config.initial})
+
+        together(write)
+
+    def measure(self, policy: CataloguePolicy, truth: Tally, batches: Iterable[Batch]) -> dict[str, Any]:
+        """What an epoch's record says of a policy in evaluation mode; equal on all ranks.
+
+        Args:
+            policy: the one in training.
+            truth: its tally of validation targets, over all ranks.
+            batches: this rank's validation batches.
+        """
+        assert self._start is not None
+        with _evaluated(self.reference):
+            scores = self._scores(policy, batches)
+        metric: str = self.config.selection_metric
+        changes = {metric: versus(truth, self._start[0])[headline(self.config.min_reward)][metric]}
+        since = versus(scores, self._start[1])["all"]
+        changes |= {name: since[name] for name in self.models}
+        record: dict[str, Any] = {f"judge/{name}": value for name, value in scores.means().items()}
+        for name, change in changes.items():
+            record |= {f"change/{name}{end}": change[part] for part, end in _PARTS.items()}
+        record["alarm"] = alarm(changes[next(iter(self.models))], changes[metric])
+        return {name: value for name, value in record.items() if value is not None}
+
+    def _scores(self, policy: CataloguePolicy, batches: Iterable[Batch]) -> Tally:
+        return avg_reward.tally(
+            policy, batches, self.models, self.reference, last=self._last, replicates=REPLICATES, seed=0,
+            device=self.device,
+        ).sum_over_ranks()  # fmt: skip
+
+
+@contextlib.contextmanager
+def _evaluated(reference: CataloguePolicy) -> Iterator[None]:
+    """The reference in float64; an online objective goes on with it in float32."""
+    reference.eval()
+    try:
+        yield
+    finally:
+        reference.train(0, dropout=False)

@@ -1,0 +1,78 @@
+"""What is measured after an epoch, on events that training has not seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from retilt import ranks
+from retilt.algorithms.reward_model import RewardModel
+from retilt.config import TrainConfig
+from retilt.data.dataset import Dataset
+from retilt.data.stream import evaluation_batches
+from retilt.evaluation import audit
+from retilt.evaluation.groups import headline
+from retilt.evaluation.ranking import tally
+from retilt.evaluation.statistics import Tally
+from retilt.models.policy import CataloguePolicy
+from retilt.models.reward import FrozenRewardModel
+from retilt.training.judge import REPLICATES, Judge
+from retilt.types import Batch, Companions
+
+
+class Validation:
+    """One rank's part of the measurements of a run; there are none under ``protocol=refit``, where nothing is held out.
+
+    Every method is collective.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        dataset: Dataset,
+        policy: CataloguePolicy,
+        device: torch.device,
+        companions: Companions | None = None,
+    ) -> None:
+        """``companions`` are those of an online objective."""
+        self.config, self.dataset, self.policy, self.device = config, dataset, policy, device
+        self.judge = Judge(config, dataset, device, companions) if config.judged else None
+
+    def begin(self, fence: Callable[[], None]) -> None:
+        """Before the first step, and again where a run is continued; ``fence`` is asked before anything is written."""
+        if self.judge is not None:
+            self.judge.begin(self._validate, self._batches(), fence)
+
+    def measure(self) -> dict[str, Any]:
+        """Of the policy as it is: metrics under ``validation/``, and what reward models say (judge.py)."""
+        if self.config.protocol != "select":
+            return {}
+        if isinstance(self.config.algorithm, RewardModel):
+            errors = audit.errors(FrozenRewardModel(self.policy), self._batches(), 0, 0, self.device).sum_over_ranks()
+            return {f"validation/{name}": value for name, value in errors.means().items() if value is not None}
+        policy = self.policy.eval()
+        found = self._validate(policy)
+        means = found.means(headline(self.config.min_reward))
+        record: dict[str, Any] = {f"validation/{name}": value for name, value in means.items() if value is not None}
+        return record if self.judge is None else record | self.judge.measure(policy, found, self._batches())
+
+    def _validate(self, policy: CataloguePolicy) -> Tally:
+        return tally(
+            policy, self._batches(), train_counts=self.dataset.train_counts("select"),
+            min_reward=self.config.min_reward, replicates=REPLICATES if self.judge else 0, seed=0, device=self.device,
+        ).sum_over_ranks()  # fmt: skip
+
+    def _batches(self) -> Iterator[Batch]:
+        return evaluation_batches(
+            self.dataset, "validation", self.policy.settings.max_length, "all", self.config.batch_users,
+            ranks.rank(), ranks.world(),
+        )  # fmt: skip
+
+    def score(self, record: Mapping[str, Any]) -> float | None:
+        """By which the best epoch is chosen, the higher the better, from an epoch's record."""
+        if isinstance(self.config.algorithm, RewardModel):
+            return -record["validation/mse"] if "validation/mse" in record else None
+        value = record.get(f"validation/{self.config.selection_metric}")
+        return None if value is None else float(value)

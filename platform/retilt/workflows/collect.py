@@ -1,0 +1,241 @@
+"""What is done so far → results.json, in the layout of evaluation/reproduction/results.py; what is missing is said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from retilt import storage
+from retilt.config.reproduce import CONTROLS, PAPER_LIKE, TILTS, TUNED
+from retilt.data.dataset import Dataset
+from retilt.evaluation import audit, tallies
+from retilt.evaluation.metrics import NAMES
+from retilt.evaluation.report import code_version
+from retilt.evaluation.reproduction import seeds
+from retilt.evaluation.statistics import Tally
+from retilt.training.judge import in_words
+from retilt.workflows.plan import SHIFTS, Plan
+from retilt.workflows.running import AUDIT, AVG_REWARD, MEASURED, PAIRS, RANKS
+from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, Training, best_epoch
+from retilt.workflows.tuning import Point
+
+GROUP = "high_reward"
+"""What conclusions are about."""
+JUDGED = {"kl": "judge/kl", "entropy": "judge/entropy", "avg_reward": "judge/reward_model"}
+"""What an epoch's record may hold of a policy beside the metrics of ranks, by its name in a curve."""
+
+ByArm = dict[str, dict[int, Tally]]
+
+
+class Collector:
+    """Reads what steps have left."""
+
+    def __init__(self, plan: Plan, done: Done, command: str) -> None:
+        self.plan, self.done, self.command = plan, done, command
+        self.data = Dataset.open(plan.make.dataset)
+        self.arms = ("bc", *plan.arms)
+
+    def results(self) -> dict[str, Any]:
+        """Everything known, and ``not_run`` for the rest."""
+        plan, ranks = self.plan, self._tallies(RANKS)
+        config = plan.make.config
+        found: dict[str, Any] = {
+            "preset": config.preset,
+            "dataset": self._described(),
+            "protocol": {
+                "split": self.data.manifest["split"]["name"], "k": self.data.k, "min_reward": plan.make.high,
+                "seeds": plan.seeds, "epochs": plan.last, "trials": plan.trials, "headline": GROUP,
+                "commands": [self.command],
+            },
+            "identity": {"code": code_version(), "bootstrap": {"replicates": config.replicates, "seed": 0}},
+            "warnings": [],
+            "arms": self._arms(ranks),
+            "not_run": self._not_run(ranks),
+        }  # fmt: skip
+        if primary := seeds.primary(ranks, GROUP):
+            found["primary"] = primary
+        if sweep := self._sweep(ranks):
+            found["lambda"] = sweep
+        if shifts := list(self._shifts()):
+            found["shifts"] = shifts
+        if alarms := list(self._alarms()):
+            found["alarms"] = alarms
+        if audited := self._audit():
+            found["audit"] = audited
+            found["warnings"] += audit.warnings(audited)
+        if "bc" in ranks:
+            tally = ranks["bc"][min(ranks["bc"])]
+            found["dataset"]["high_targets"] = {"test": tally.count("n", GROUP)}
+        return found
+
+    def _described(self) -> dict[str, Any]:
+        data = self.data
+        found = {
+            "name": data.name, "users": data.users, "items": data.items, "events": data.events, "uri": data.uri,
+            "fingerprint": data.fingerprint, "events_per_user": data.events / data.users,
+        }  # fmt: skip
+        levels = data.statistics("refit")["levels"]
+        return found if levels is None else {**found, "histogram": levels}
+
+    def _tally(self, seed: int, name: str, policy: str, kind: str) -> Tally | None:
+        """What an evaluation on test has counted; None where it is not done, or has not counted that."""
+        key = self.plan.test_key(seed, name)
+        place = self.plan.make.place(key, policy, kind)
+        if not isinstance(self.done.get(key), Measured) or not storage.exists(place):
+            return None
+        return tallies.read(place)[0]
+
+    def _tallies(self, kind: str) -> ByArm:
+        found: ByArm = {}
+        for arm in self.arms:
+            for seed in self.plan.seeds:
+                if (tally := self._tally(seed, arm, arm, kind)) is not None:
+                    found.setdefault(arm, {})[seed] = tally
+        return found
+
+    def _arms(self, ranks: ByArm) -> dict[str, dict[str, Any]]:
+        on_test = seeds.of_arms(ranks)
+        scores, pairs = seeds.of_arms(self._tallies(AVG_REWARD)), seeds.of_arms(self._tallies(PAIRS))
+        found = {}
+        for arm in self.arms:
+            entry: dict[str, Any] = {}
+            if arm in on_test:
+                entry["test"] = on_test[arm]
+                entry |= self._lists(arm)
+            if arm in scores:
+                counts = ("n", "users", "share_never_trained")
+                entry["avg_reward"] = {name: each for name, each in scores[arm]["all"].items() if name not in counts}
+            if arm in pairs:
+                (measured,) = (each for each in pairs[arm]["all"].values() if isinstance(each, dict))
+                entry["pairwise_accuracy"] = measured
+            if curve := self._curve(arm):
+                entry["curve"] = curve
+            if entry:
+                found[arm] = {**self._about(arm), **entry}
+        return found
+
+    def _lists(self, arm: str) -> dict[str, Any]:
+        """Coverage, Gini index and popularity of the lists, of the first seed that was evaluated."""
+        for seed in self.plan.seeds:
+            key = self.plan.test_key(seed, arm)
+            if isinstance(self.done.get(key), Measured):
+                found = storage.read_json(self.plan.make.place(key, MEASURED))["lists"].get(arm)
+                return {"lists": found} if found else {}
+        return {}
+
+    def _about(self, arm: str) -> dict[str, Any]:
+        """What an arm is and what it cost: the trials that it was chosen from are part of the price."""
+        kind = "tuned" if arm == "bc" or arm in TUNED else "paper-like" if arm in PAPER_LIKE else "control"
+        entry: dict[str, Any] = {"arm": kind, "chosen_on": "validation", "trials": self._trials(arm)}
+        records = list(self._records(arm))
+        entry["positions"] = round(sum(each["seconds"] * each["positions_per_second"] for each in records))
+        entry["seconds"] = sum(each["seconds"] for each in records) * self.plan.make.config.workers
+        if (point := self._point(arm)) is not None:
+            entry["algorithm"], entry["learning_rate_factor"] = dict(point.algorithm), point.factor
+        if arm in TILTS and (temperature := self.plan.tilted(arm, self.done)) is not None:
+            entry["algorithm"] = {"name": arm, "temperature": temperature}
+        return entry
+
+    def _trials(self, arm: str) -> int:
+        return self.plan.trials if arm in TUNED or arm in TILTS else 1
+
+    def _point(self, arm: str) -> Point | None:
+        chosen = self.plan.control(arm, self.done) if arm in CONTROLS else self.plan.chosen(arm, self.done)
+        return None if chosen is None else chosen.point
+
+    def _records(self, arm: str) -> Iterator[Record]:
+        """The epochs of all runs of an arm, each once: of a run that went on, the longest has the others'."""
+        runs: dict[str, Trained] = {}
+        for step in self.plan.steps(self.done):
+            outcome = self.done.get(step.key)
+            if isinstance(step.what, Training) and isinstance(outcome, Trained) and step.key.split("/")[2] == arm:
+                runs[step.place] = max(outcome, runs.get(step.place, outcome), key=lambda each: len(each.epochs))
+        for outcome in runs.values():
+            yield from outcome.epochs
+
+    def _curve(self, arm: str) -> list[dict[str, Any]]:
+        """Validation after each epoch of the run that an arm stands for, from where it started."""
+        best, outcome = self.plan.pretraining_epochs(self.done), self.done.get(self.plan.pretraining().key)
+        epochs = self._stands_for(arm)
+        if best is None or not epochs or not isinstance(outcome, Trained):
+            return []
+        records, seed = [outcome.epochs[best - 1], *epochs], self.plan.seeds[0]
+        return [{"epoch": epoch, "seed": seed, **_measures(record)} for epoch, record in enumerate(records)]
+
+    def _stands_for(self, arm: str) -> Sequence[Record]:
+        """The epochs of the run under ``select`` that was chosen for an arm."""
+        chosen = self.plan.chosen(arm, self.done)
+        if chosen is None:
+            return ()
+        outcome = self.done.get(self.plan.trial(arm, chosen.point, self.plan.last, self.done).key)
+        return outcome.epochs if isinstance(outcome, Trained) else ()
+
+    def _sweep(self, ranks: ByArm) -> list[dict[str, Any]]:
+        chosen = self.plan.chosen("exp_rsft", self.done) if "exp_rsft" in self.plan.arms else None
+        if chosen is None:
+            return []
+        epochs: dict[str, dict[float, dict[int, Tally]]] = {"best": {}, "last": {}}
+        ess: dict[float, float] = {}
+        for point in self.plan.sweep(self.done):
+            temperature = float(point.algorithm["temperature"])
+            outcome = self.done.get(self.plan.trial("exp_rsft", point, self.plan.last, self.done).key)
+            if isinstance(outcome, Trained):
+                ess[temperature] = float(outcome.weights["ess_ratio"])
+            for which, sweep in epochs.items():
+                for seed in self.plan.seeds:
+                    if (tally := self._tally(seed, f"lambda/{temperature:g}/{which}", which, RANKS)) is not None:
+                        sweep.setdefault(temperature, {})[seed] = tally
+        opponents: dict[str, dict[int, Tally]] = {name: ranks[name] for name in ("bc", "top_rated") if name in ranks}
+        found = seeds.temperatures(epochs, float(chosen.point.algorithm["temperature"]), GROUP, opponents)
+        return [{**each, "ess": ess.get(each["temperature"])} for each in found]
+
+    def _shifts(self) -> Iterator[dict[str, Any]]:
+        """The λ with the best validation for each shift whose grid is done."""
+        plan, done = self.plan, self.done
+        for kind, amount in SHIFTS if plan.make.config.sweep and "exp_rsft" in plan.arms else ():
+            data, grid = plan.shift_data(kind, amount), list[tuple[float, float]]()
+            points = plan.sweep(done)
+            for point in points:
+                step = (
+                    plan.trial("exp_rsft", point, plan.shift_epochs, done)
+                    if data is None
+                    else plan.shifted(kind, amount, point, data)
+                )
+                best = best_epoch(done.get(step.key), step.training.selection_metric, plan.shift_epochs)
+                if best is not None:
+                    grid.append((float(point.algorithm["temperature"]), best[1]))
+            if points and len(grid) == len(points):
+                chosen = max(grid, key=lambda each: each[1])[0]
+                yield {"kind": kind, "amount": amount, "chosen": {str(plan.seeds[0]): chosen}, "grid": grid}
+
+    def _alarms(self) -> Iterator[dict[str, Any]]:
+        """Where a run that an arm stands for was judged better by its reward model and was worse, or both."""
+        for arm in self.arms:
+            for epoch, record in enumerate(self._stands_for(arm), start=1):
+                if "alarm" in record:
+                    yield {
+                        "arm": arm, "seed": self.plan.seeds[0], "epoch": epoch, "kind": record["alarm"],
+                        "evidence": in_words(record),
+                    }  # fmt: skip
+
+    def _audit(self) -> dict[str, Any] | None:
+        key = self.plan.test_key(self.plan.seeds[0], "audit")
+        if key not in self.done or isinstance(self.done[key], Failed):
+            return None
+        return dict(storage.read_json(self.plan.make.place(key, AUDIT)))
+
+    def _not_run(self, ranks: ByArm) -> list[dict[str, str]]:
+        """Steps that failed, with their reason, and arms that are not there with every seed."""
+        found = [{"what": key, "why": each.reason} for key, each in self.done.items() if isinstance(each, Failed)]
+        for arm in self.arms:
+            missing = [seed for seed in self.plan.seeds if seed not in ranks.get(arm, {})]
+            if missing:
+                every = len(missing) == len(self.plan.seeds)
+                what = arm if every else f"{arm}, seed {', '.join(map(str, missing))}"
+                found.append({"what": what, "why": "not finished; the same command continues"})
+        return found
+
+
+def _measures(record: Record) -> dict[str, float]:
+    names = {**{name: f"validation/{name}" for name in NAMES}, **JUDGED}
+    return {name: float(record[key]) for name, key in names.items() if key in record}

@@ -1,0 +1,319 @@
+"""The plan of a reproduction: from what is done so far, every step whose configuration is known by now.
+
+A pure function of configuration and outcomes. Asked again after each outcome it goes on where choices were missing, so
+resuming, order and estimates need nothing else. Below the output ``seed-S/select/`` holds what validation chooses on
+(S the first seed), ``seed-S/refit/`` what is trained on all events before test, ``seed-S/test/`` its evaluation there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from retilt.algorithms.exp_rsft import temperature_of_ess
+from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, TILTS, TUNED
+from retilt.workflows import tuning
+from retilt.workflows.making import Maker, Protocol
+from retilt.workflows.steps import Done, Failed, Measured, Step, Trained, best_epoch
+from retilt.workflows.tuning import Chosen, Point, Rung
+
+NEVER = float("-inf")
+REWARD_MODELS: Mapping[str, Point] = {
+    "reward_model": Point({"name": "reward_model", "variant": "paper", "users": [0.0, 0.75]}, 1.0),
+    "judge": Point({"name": "reward_model", "variant": "paper", "users": [0.75, 1.0]}, 1.0),
+    "strong": Point({"name": "reward_model", "variant": "strong", "users": [0.0, 0.75]}, 1.0),
+}
+"""The one that dpo and ppo learn from, one of disjoint users that judges beside it, and the best that we can do."""
+JUDGES = {"training": "reward_model", "judge": "judge"}
+"""Reward models whose opinion of a policy's draws is reported, by their names there."""
+AS_PUBLISHED: Mapping[str, Point] = {
+    "dpo_paper": Point({"name": "dpo", "labels": "hard"}, 1.0),
+    "ppo_paper": Point({"name": "ppo"}, 1.0),
+}
+"""Settings of arms that are not tuned: the paper names neither β nor λ, so they are the defaults."""
+CHANGED: Mapping[str, Mapping[str, Any]] = {
+    "exp_rsft_permuted": {"name": "permuted"},
+    "exp_rsft_item_mean": {"name": "item_mean"},
+}
+"""What is done to the training rewards that a control sees."""
+
+
+SHIFTS = (("noise", 0.0), ("noise", 1.0), ("noise", 2.0), ("thinned", 1.0), ("thinned", 0.25))
+"""How training data are changed to see where the best λ goes: SD of noise on rewards, share of users that are kept."""
+SHIFTS_FROM = {"noise": 0.0, "thinned": 1.0}
+"""The amount of each kind that changes nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done; ``rewards`` are the statistics of the training rewards under ``select``."""
+
+    make: Maker
+    rewards: Mapping[str, Any]
+
+    @property
+    def arms(self) -> Sequence[str]:
+        """What is compared with BC."""
+        given = self.make.config.arms
+        return (*TUNED, *PAPER_LIKE, *TILTS, *CONTROLS) if given is None else given
+
+    @property
+    def seeds(self) -> list[int]:
+        """The first is the one that everything is chosen on."""
+        return self.make.config.seed_list
+
+    @property
+    def trials(self) -> int:
+        """Validation trials of each method."""
+        return self.make.config.trials or self.make.preset.trials
+
+    @property
+    def rungs(self) -> list[Rung]:
+        """How trials are halved."""
+        config, preset = self.make.config, self.make.preset
+        *some, last = preset.epochs
+        most = config.epochs or (preset.paper_epochs if config.paper_epochs else last)
+        return tuning.rungs(self.trials, [*(each for each in some if each < most), most])
+
+    @property
+    def last(self) -> int:
+        """Epochs of post-training at most."""
+        return self.rungs[-1].epochs
+
+    @property
+    def judged(self) -> bool:
+        """Whether reward models are trained: some arm learns from one."""
+        return any(arm in ONLINE or arm == "tilt_rm" for arm in self.arms)
+
+    def steps(self, done: Done) -> Iterator[Step]:
+        """Every step whose configuration is known, done or not, in the order in which they matter."""
+        yield self.pretraining()
+        if self.pretraining_epochs(done) is None:
+            return
+        first, *others = self.seeds
+        if self.judged:
+            yield from (self.reward_model("select", first, name, done) for name in JUDGES.values())
+        yield from self._started(first, done)
+        for arm in self.arms:
+            yield from self._selected(arm, done)
+            yield from self._refitted(first, arm, done)
+        if self.judged:
+            yield from self._audited(first, done)
+        for seed in others:
+            yield from self._started(seed, done)
+            for arm in self.arms:
+                yield from self._refitted(seed, arm, done)
+        if self.make.config.sweep and "exp_rsft" in self.arms:
+            yield from self._swept(done)
+            yield from self._shifted(done)
+
+    # What validation chooses.
+
+    def pretraining(self) -> Step:
+        """Behaviour cloning under ``select``: validation chooses its number of epochs."""
+        epochs = self.make.config.pretraining_epochs or self.make.preset.pretraining_epochs
+        return self.make.pretraining("select", self.seeds[0], epochs)
+
+    def pretraining_epochs(self, done: Done) -> int | None:
+        """The epoch of behaviour cloning with the best validation; None before it is known."""
+        step = self.pretraining()
+        found = best_epoch(done.get(step.key), step.training.selection_metric)
+        return None if found is None else found[0]
+
+    def trial(self, arm: str, point: Point, epochs: int, done: Done) -> Step:
+        """A trial under ``select``; with more epochs the same run goes on."""
+        teacher = self.reward_model("select", self.seeds[0], "reward_model", done) if arm in ONLINE else None
+        name = f"{arm}/{point.name}"
+        return self.make.post("select", self.seeds[0], name, point, epochs, self.pretraining(), reward_model=teacher)
+
+    def _selected(self, arm: str, done: Done) -> Iterator[Step]:
+        """What an arm needs under ``select``: its trials as far as they are known, or a run with fixed settings."""
+        if arm in TUNED:
+            yield from (self.trial(arm, point, epochs, done) for point, epochs in self._turns(arm, done))
+        elif arm in AS_PUBLISHED:
+            yield self.trial(arm, AS_PUBLISHED[arm], self.last, done)
+        elif arm in TILTS:
+            yield self.tilting(arm, done)
+
+    def tilting(self, arm: str, done: Done) -> Step:
+        """BC tilted by every λ of a grid of as many as a method has trials, on validation."""
+        first = self.seeds[0]
+        judge = self.reward_model("select", first, "reward_model", done) if arm == "tilt_rm" else None
+        key = f"seed-{first}/select/{arm}"
+        grid = tuning.lambdas(self.trials)
+        return self.make.evaluation(key, "validation", self.pretraining(), arm, tilt=grid, by=judge, further=False)
+
+    def _turns(self, arm: str, done: Done) -> list[tuple[Point, int]]:
+        def score(point: Point, epochs: int) -> float | None:
+            step = self.trial(arm, point, epochs, done)
+            outcome = done.get(step.key)
+            if isinstance(outcome, Failed):
+                return NEVER
+            found = best_epoch(outcome, step.training.selection_metric, epochs)
+            return None if found is None else found[1]
+
+        return tuning.survivors(tuning.grid(arm, self.trials, self.rewards), self.rungs, score)
+
+    def chosen(self, arm: str, done: Done) -> Chosen | None:
+        """What validation chose for an arm, its epoch too; None before it is known, and where every trial failed."""
+        if arm in AS_PUBLISHED:
+            return Chosen(AS_PUBLISHED[arm], self.last, 1)
+        for point, epochs in self._turns(arm, done) if arm in TUNED else ():
+            step = self.trial(arm, point, epochs, done)
+            best = best_epoch(done.get(step.key), step.training.selection_metric, epochs)
+            if epochs == self.last and best is not None:
+                return Chosen(point, best[0], self.trials)
+        return None
+
+    def tilted(self, arm: str, done: Done) -> float | None:
+        """The λ of a tilt with the best validation; None before it is known."""
+        outcome = done.get(self.tilting(arm, done).key)
+        if not isinstance(outcome, Measured):
+            return None
+        best = max(outcome.values, key=lambda name: outcome.values[name])
+        return float(best.rpartition("/")[2])
+
+    # What is trained on everything before test, and its evaluation.
+
+    def start(self, protocol: Protocol, seed: int, done: Done) -> Step:
+        """The BC policy of a seed, from which its arms start."""
+        if protocol == "select":
+            return self.pretraining()
+        epochs = self.pretraining_epochs(done)
+        assert epochs is not None
+        return self.make.pretraining("refit", seed, epochs)
+
+    def reward_model(self, protocol: Protocol, seed: int, name: str, done: Done) -> Step:
+        """A reward model on the seed's BC policy."""
+        epochs = self.make.preset.reward_epochs
+        return self.make.post(protocol, seed, name, REWARD_MODELS[name], epochs, self.start(protocol, seed, done))
+
+    def _started(self, seed: int, done: Done) -> Iterator[Step]:
+        """BC and its reward models."""
+        start = self.start("refit", seed, done)
+        yield start
+        if self.judged:
+            yield from (self.reward_model("refit", seed, name, done) for name in JUDGES.values())
+        yield self.test(seed, "bc", start, done)
+
+    def _audited(self, seed: int, done: Done) -> Iterator[Step]:
+        """Both variants of the reward model on the rewards of the test part."""
+        models = {name: self.reward_model("refit", seed, name, done) for name in ("reward_model", "strong")}
+        yield from models.values()
+        yield self.make.audit(self.test_key(seed, "audit"), models)
+
+    def _refitted(self, seed: int, arm: str, done: Done) -> Iterator[Step]:
+        """An arm as it was chosen, with fresh random numbers, and its evaluation on test."""
+        start = self.start("refit", seed, done)
+        if arm in TILTS:
+            if (temperature := self.tilted(arm, done)) is not None:
+                judge = self.reward_model("refit", seed, "reward_model", done) if arm == "tilt_rm" else None
+                key = self.test_key(seed, arm)
+                yield self.make.evaluation(key, "test", start, arm, tilt=[temperature], by=judge)
+            return
+        chosen, data = self.chosen(arm, done), None
+        if arm in CONTROLS:
+            chosen = self.control(arm, done)
+            if chosen is not None and arm in CHANGED:
+                data = self.make.derivation(f"seed-{seed}/data/{arm}", CHANGED[arm], seed, "refit")
+                yield data
+        if chosen is not None:
+            teacher = self.reward_model("refit", seed, "reward_model", done) if arm in ONLINE else None
+            run = self.make.post(
+                "refit", seed, arm, chosen.point, chosen.epochs, start, data=data, reward_model=teacher
+            )
+            yield run
+            yield self.test(seed, arm, run, done)
+
+    def control(self, arm: str, done: Done) -> Chosen | None:
+        """exp_rsft as it was chosen, with one thing changed that could explain its gain; None before it is known."""
+        chosen = self.chosen("exp_rsft", done)
+        if chosen is None or arm in CHANGED:
+            return chosen
+        if arm == "exp_rsft_trajectory":
+            settings: dict[str, Any] = {"level": "trajectory", "temperature": 1.0}
+        else:
+            assert arm == "exp_rsft_at_rsft_ess"
+            if (rival := self.chosen("rsft", done)) is None:
+                return None
+            outcome = done[self.trial("rsft", rival.point, self.last, done).key]
+            assert isinstance(outcome, Trained)
+            settings = {"temperature": temperature_of_ess(self.rewards, outcome.weights["ess_ratio"])}
+        return Chosen(Point({"name": "exp_rsft", **settings}, chosen.point.factor), chosen.epochs, 1)
+
+    def test(self, seed: int, name: str, run: Step, done: Done) -> Step:
+        """A run's policy on the test part, its draws scored by the reward models that there are."""
+        judges = {}
+        if self.judged:
+            found = {judge: self.reward_model("refit", seed, name, done) for judge, name in JUDGES.items()}
+            judges = {judge: step for judge, step in found.items() if not isinstance(done.get(step.key), Failed)}
+        return self.make.evaluation(self.test_key(seed, name), "test", run, name, judges=judges)
+
+    def test_key(self, seed: int, name: str) -> str:
+        """Key of the evaluation of an arm, or of a point of the sweep."""
+        return f"seed-{seed}/test/{name}"
+
+    # How quality follows from λ.
+
+    def _swept(self, done: Done) -> Iterator[Step]:
+        """exp_rsft over the grid of λ at the chosen learning rate: on validation for the best epoch, then on test.
+
+        A run is evaluated after its best epoch, goes on, and is evaluated after the last.
+        """
+        for point in self.sweep(done):
+            trial = self.trial("exp_rsft", point, self.last, done)
+            yield trial
+            if (best := best_epoch(done.get(trial.key), trial.training.selection_metric)) is not None:
+                for seed in self.seeds:
+                    yield from self._swept_at(point, best[0], seed, done)
+
+    def _swept_at(self, point: Point, best: int, seed: int, done: Done) -> Iterator[Step]:
+        start, name = self.start("refit", seed, done), f"lambda/{point.algorithm['temperature']:g}"
+        first, longer = (self.make.post("refit", seed, name, point, epochs, start) for epochs in (best, self.last))
+        tests = {
+            which: self.make.evaluation(self.test_key(seed, f"{name}/{which}"), "test", run, which)
+            for which, run in (("best", first), ("last", longer))
+        }
+        yield from (first, tests["best"])
+        if longer is not first:
+            yield replace(longer, needs=(*longer.needs, tests["best"].key))
+        yield tests["last"]
+
+    def sweep(self, done: Done) -> list[Point]:
+        """The grid of λ at the learning rate that was chosen for exp_rsft; empty before it is."""
+        if (chosen := self.chosen("exp_rsft", done)) is None:
+            return []
+        grid = tuning.grid("exp_rsft", self.trials, self.rewards)
+        return [point for point in grid if point.factor == chosen.point.factor]
+
+    # How the best λ moves when something else does.
+
+    def _shifted(self, done: Done) -> Iterator[Step]:
+        """The grid of λ on training rewards with noise added, and with fewer users, judged on the same validation."""
+        for kind, amount in SHIFTS:
+            data = self.shift_data(kind, amount)
+            for point in self.sweep(done):
+                if data is None:
+                    yield self.trial("exp_rsft", point, self.shift_epochs, done)
+                else:
+                    yield data
+                    yield self.shifted(kind, amount, point, data)
+
+    @property
+    def shift_epochs(self) -> int:
+        """Epochs of a run with shifted data: those of the rung before the last."""
+        return self.rungs[max(0, len(self.rungs) - 2)].epochs
+
+    def shift_data(self, kind: str, amount: float) -> Step | None:
+        """The data set of a shift; None for the one without a change."""
+        if amount == SHIFTS_FROM[kind]:
+            return None
+        change = {"name": "noisy", "sd": amount} if kind == "noise" else {"name": "thinned", "share": amount}
+        seed = self.seeds[0]
+        return self.make.derivation(f"seed-{seed}/data/{kind}-{amount:g}", change, seed, "select")
+
+    def shifted(self, kind: str, amount: float, point: Point, data: Step) -> Step:
+        """One λ on the data of a shift."""
+        name = f"shifts/{kind}-{amount:g}/{point.name}"
+        return self.make.post("select", self.seeds[0], name, point, self.shift_epochs, self.pretraining(), data=data)

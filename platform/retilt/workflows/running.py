@@ -1,0 +1,116 @@
+"""How a step is done: what the jobs do, on a lane that is there already; and how a step that was done is found."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from retilt import artifact, lease, storage
+from retilt.cluster import evaluate, resources
+from retilt.cluster.evaluate_share import Found, work
+from retilt.cluster.lanes import Lane
+from retilt.config import TrainConfig
+from retilt.data import derive
+from retilt.data.dataset import Dataset
+from retilt.evaluation import lists, tallies
+from retilt.training import audit, loop, planning
+from retilt.training.parallel import choose_device
+from retilt.training.planning import Sizes
+from retilt.training.run import RESULT, check_output, find_reward_model, finished, plan_run
+from retilt.types import InputError
+from retilt.workflows.steps import Auditing, Deriving, Evaluating, Measured, Outcome, Step, Trained, Training
+
+AUDIT = "audit.json"
+MEASURED = "measured.json"
+"""Of an evaluation, beside a folder of tallies a policy; its presence means that all is there."""
+RANKS, AVG_REWARD, PAIRS = "ranks", "avg_reward", "pairs"
+"""Tallies of a policy."""
+
+
+def look(step: Step) -> tuple[bool, Outcome]:
+    """Whether a step was done already, and its outcome.
+
+    Raises:
+        InputError: its folder holds something else.
+    """
+    what = step.what
+    if isinstance(what, Deriving):
+        return storage.exists(storage.join(what.output, artifact.MANIFEST)), None
+    if isinstance(what, Auditing):
+        return storage.exists(storage.join(what.output, AUDIT)), None
+    if isinstance(what, Evaluating):
+        place = storage.join(what.config.output, MEASURED)
+        return (True, Measured(storage.read_json(place)["ndcg@10"])) if storage.exists(place) else (False, None)
+    if not storage.exists(storage.join(what.config.output, RESULT)):
+        return False, None
+    planned = plan_run(what.config)
+    check_output(planned)
+    result = finished(planned)
+    return (False, None) if result is None else (True, _trained(what.config, result))
+
+
+def do(step: Step, lane: Lane, lanes: int) -> Outcome:
+    """Do a step on one of so many ``lanes``; what the run or the evaluation raises is raised."""
+    what = step.what
+    if isinstance(what, Training):
+        return _train(what.config, lane, lanes)
+    if isinstance(what, Evaluating):
+        return _evaluate(what, lane)
+    if isinstance(what, Auditing):
+        _audit(what, lane)
+        return None
+    config = what.config
+    derive.derive(config.source, what.output, config.change, config.seed, config.protocol)
+    return None
+
+
+def _train(config: TrainConfig, lane: Lane, lanes: int) -> Trained:
+    planned = plan_run(config)
+    check_output(planned)
+    with lease.hold(planned.config.output) as held:
+        check_output(planned)  # again: who held it may have begun another run
+        result = finished(planned)
+        if result is None:
+            gpu = choose_device(config.device).type == "cuda"
+            planning.require_room(
+                Sizes.of(planned.config, planned.dataset),
+                lambda workers: resources.room_of_worker(lanes * workers, config.threads, gpu, None),
+            )
+            result = lane.call(loop.train, {**planned.task(), "lease": held.token}, checkpoints=True)
+    return _trained(config, result)
+
+
+def _trained(config: TrainConfig, result: dict[str, Any]) -> Trained:
+    """A run's epochs from its log, which is whole once there is a result."""
+    lines = storage.read_bytes(storage.join(config.output, "metrics.jsonl")).decode().splitlines()
+    records = [record for line in lines if "seconds" in (record := json.loads(line))]
+    if len(records) < config.epochs:
+        raise InputError(f"{config.output}: metrics.jsonl has {len(records)} of {config.epochs} epochs; delete the run")
+    return Trained(tuple(records), result["weights"])
+
+
+def _audit(what: Auditing, lane: Lane) -> None:
+    data = Dataset.open(what.dataset)
+    models = {name: find_reward_model(uri, data)[0] for name, uri in what.reward_models.items()}
+    arguments = {**what.settings, "dataset": what.dataset, "reward_models": models, "part": "test"}
+    found = lane.call(audit.work, arguments, checkpoints=False)
+    storage.write_json(storage.join(what.output, AUDIT), found["audit"])
+
+
+def _evaluate(what: Evaluating, lane: Lane) -> Measured:
+    planned = evaluate.plan(what.config)
+    found: Mapping[str, Found] = lane.call(work, planned.arguments, checkpoints=False)
+    config = what.config
+    group = "all" if config.min_reward is None else "high_reward"
+    values, recommended = {}, {}
+    for name in what.wanted:
+        ranks, further = found[name]
+        for kind, tally in ((RANKS, ranks), (AVG_REWARD, further.avg_reward), (PAIRS, further.pairs)):
+            if tally is not None:
+                tallies.write(storage.join(config.output, name, kind), tally, planned.identities[name])
+        values[name] = float(ranks.means(group)["ndcg@10"] or 0.0)
+        if further.lists is not None:
+            recommended[name] = lists.summary(further.lists)
+    storage.write_json(storage.join(config.output, MEASURED), {"ndcg@10": values, "lists": recommended})
+    return Measured(values)

@@ -1,0 +1,138 @@
+"""Tuning by synchronous halving: every method gets the same number of trials, on the same rungs, judged on validation.
+
+All trials run for the first rung's epochs, the best third of them go on to the second, the best of those to the last
+(Jamieson & Talwalkar 2016). A trial that goes on continues its run. Waiting for a whole rung makes the choice a
+function of the trials' results alone, whatever the order in which they end and however often they are interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+LAMBDAS = (0.25, 4.0)
+"""Ends of the grid of λ, in the unit of the reward: from nearly top-rated to nearly BC on 1 to 5 stars."""
+RATES = (0.03, 3.0)
+"""Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
+PAIR = (1.0, 0.3)
+"""The factors that are tried with each λ (each c of rsft): post-training may want smaller steps than pretraining."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What a trial is: an objective's settings and the factor on the default learning rates."""
+
+    algorithm: Mapping[str, Any]
+    factor: float
+
+    @property
+    def name(self) -> str:
+        """Its folder: what differs from trial to trial, such as ``temperature-0.5-rate-0.3``."""
+        settings = [
+            f"{key}-{value:g}" if isinstance(value, float) else f"{key}-{value}"
+            for key, value in self.algorithm.items()
+            if key != "name"
+        ]
+        return "-".join([*settings, f"rate-{self.factor:g}"])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What validation chose for an arm."""
+
+    point: Point
+    epochs: int
+    trials: int
+    """Out of so many."""
+
+
+@dataclass(frozen=True)
+class Rung:
+    """``trials`` trials that have ``epochs`` epochs at its end."""
+
+    epochs: int
+    trials: int
+
+
+def rungs(trials: int, epochs: Sequence[int]) -> list[Rung]:
+    """All trials, a third of them (rounded up), …, and one alone on the last of three or more rungs.
+
+    >>> [(each.trials, each.epochs) for each in rungs(10, (2, 5, 10))]
+    [(10, 2), (4, 5), (1, 10)]
+    """
+    found, alive = [], trials
+    for number, each in enumerate(epochs):
+        if number:
+            alive = 1 if number == len(epochs) - 1 else -(-alive // 3)
+        found.append(Rung(each, alive))
+    return found
+
+
+def grid(method: str, trials: int, rewards: Mapping[str, Any]) -> list[Point]:
+    """The ``trials`` points that a method is tuned over; ``rewards`` are the statistics of the training rewards."""
+    half = trials // 2
+    if method in ("exp_rsft", "ppo", "dpo"):
+        return [Point({"name": method, "temperature": each}, factor) for each in lambdas(half) for factor in PAIR]
+    if method == "rsft":
+        low, high = _ends(rewards)
+        baselines = [_rounded(each) for each in np.linspace(min(0.0, low), low + 0.75 * (high - low), half)]
+        return [Point({"name": method, "baseline": each}, factor) for each in baselines for factor in PAIR]
+    if method == "top_rated":
+        # The largest reward alone means nothing where rewards are continuous.
+        quantiles: list[dict[str, float]] = (
+            [{}, {"quantile": 0.5}] if rewards.get("levels") else [{"quantile": 0.9}, {"quantile": 0.5}]
+        )
+        return [Point({"name": method, **each}, factor) for each in quantiles for factor in rates(half, high=1.0)]
+    assert method == "bc_continued"
+    return [Point({"name": "bc"}, factor) for factor in rates(trials)]
+
+
+def lambdas(number: int) -> list[float]:
+    """The grid of λ, equally spaced on a logarithmic scale."""
+    return [_rounded(each) for each in np.geomspace(*LAMBDAS, number)]
+
+
+def rates(number: int, high: float = RATES[1]) -> list[float]:
+    """A grid of factors on the learning rates, equally spaced on a logarithmic scale."""
+    return [_rounded(each) for each in np.geomspace(RATES[0], high, number)]
+
+
+def best(scores: Mapping[str, float], number: int) -> list[str]:
+    """The names of the ``number`` highest scores; of equal ones those that come first."""
+    return sorted(scores, key=lambda name: -scores[name])[:number]
+
+
+def survivors(
+    points: Sequence[Point], steps: Sequence[Rung], score: Callable[[Point, int], float | None]
+) -> list[tuple[Point, int]]:
+    """Every (point, epochs) whose turn has come, rung after rung, as far as ``score`` knows the rungs before.
+
+    ``score``: the best value within so many epochs; None where it is not known yet, −∞ of a trial that failed.
+    """
+    found: list[tuple[Point, int]] = []
+    alive = list(points)
+    for number, rung in enumerate(steps):
+        if number:
+            known = {each.name: score(each, steps[number - 1].epochs) for each in alive}
+            values = {name: value for name, value in known.items() if value is not None}
+            if len(values) < len(known):
+                return found
+            kept = best({name: value for name, value in values.items() if value > float("-inf")}, rung.trials)
+            alive = [each for each in alive if each.name in kept]
+        found += [(each, rung.epochs) for each in alive]
+    return found
+
+
+def _ends(rewards: Mapping[str, Any]) -> tuple[float, float]:
+    if levels := rewards.get("levels"):
+        values = [float(value) for value, _ in levels]
+        return min(values), max(values)
+    return float(rewards["quantiles"][0]), float(rewards["quantiles"][-1])
+
+
+def _rounded(value: float) -> float:
+    """Two digits, so that a folder has a readable name and a table a short cell."""
+    return float(f"{value:.2g}")

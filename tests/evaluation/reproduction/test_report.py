@@ -1,0 +1,219 @@
+"""The report's views: the numbers of the results, whatever parts there are, and nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from tests.evaluation.reproduction.made_up import results
+
+from retilt.evaluation.reproduction import figures, methods, report, tables
+from retilt.evaluation.reproduction.published import PUBLISHED
+from retilt.evaluation.reproduction.report import Views
+from retilt.evaluation.reproduction.verdicts import CLAIMS
+
+PICTURES = {f"{name}.png" for name in ("histogram", "differences", "courses", "temperature", "judge", "gains")}
+LEAST: dict[str, Any] = {
+    "preset": "ml-100k",
+    "dataset": {"name": "a|b<c>", "users": 943, "items": 1682, "events": 100_000, "events_per_user": 106.04},
+    "protocol": {"split": "last_k", "k": 10, "min_reward": 4.5, "seeds": [0], "epochs": 6},
+}
+VOID = {"meta", "img", "link", "br"}
+
+
+class Reader(HTMLParser):
+    """Tags that are closed in order, what they refer to, and the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+        self.references += [value for name, value in attrs if name in ("src", "href", "action", "data")]
+
+    def handle_endtag(self, tag) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data) -> None:
+        self.text += data
+
+
+def read(html: str) -> Reader:
+    reader = Reader()
+    reader.feed(html)
+    assert reader.open == []
+    return reader
+
+
+def require_tables(markdown: str) -> int:
+    """Every table has a rule below its header and as many cells in each row; returns how many there are."""
+    found = 0
+    for block in markdown.split("\n\n"):
+        lines = block.split("\n")
+        if not lines[0].startswith("|"):
+            assert not any(line.startswith("|") for line in lines)
+            continue
+        found += 1
+        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+        assert len(widths) == 1, lines[0]
+        assert re.fullmatch(r"\|(---:?\|)+", lines[1])
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[dict[str, Any], Views]:
+    """Results of three seeds, and what was written of them."""
+    found, place = results(3), tmp_path_factory.mktemp("report")
+    report.write(str(place), found)
+    source = json.loads((place / "results.json").read_text())
+    pictures = {path.name: path.read_bytes() for path in (place / "figures").iterdir()}
+    return found, Views(source, (place / "report.html").read_text(), (place / "report.md").read_text(), pictures)
+
+
+def test_the_source_is_whole(whole) -> None:
+    found, views = whole
+    assert {name: views.results[name] for name in found} == json.loads(json.dumps(found))
+    assert (views.results["kind"], views.results["format"]) == ("reproduction", 1)
+    assert len(views.results["verdicts"]) == len(CLAIMS) == 19
+
+
+def test_html_refers_to_nothing_outside_itself(whole) -> None:
+    reader = read(whole[1].html)
+    assert reader.references
+    pictures = [each for each in reader.references if each.startswith("data:image/png;base64,")]
+    assert {base64.b64decode(each.split(",")[1]) for each in pictures} == set(whole[1].pictures.values())
+    others = [each for each in reader.references if each not in pictures]
+    assert all(re.fullmatch(r"#s\d+", each) for each in others)
+    assert not re.search(r"https?://|url\(|@import|<script|<link", whole[1].html)
+
+
+def test_markdown_tables_are_well_formed_and_pictures_exist(whole) -> None:
+    assert require_tables(whole[1].markdown) == 19
+    named = re.findall(r"\]\(figures/([^)]+)\)", whole[1].markdown)
+    assert set(named) == set(whole[1].pictures) == PICTURES
+
+
+def test_both_views_say_the_same_numbers(whole) -> None:
+    found, views = whole
+    text = read(views.html).text
+    reached = found["arms"]["exp_rsft"]["test"]["high_reward"]["ndcg@10"]
+    change = f"{reached['value']:.4f} ({reached['versus']['bc']['ratio'] - 1:+.1%})†"
+    assert change in text
+    assert f"| **{change}** |" in views.markdown
+    primary = found["primary"][0]
+    said = (
+        f"Exp-RSFT is better than BC continued; difference in NDCG@10: {primary['value']:+.4f}, "
+        f"users {primary['low']:+.4f} to {primary['high']:+.4f}, "
+        f"seeds {primary['t_low']:+.4f} to {primary['t_high']:+.4f}, Holm's p {primary['p_holm']:.3f}."
+    )
+    assert said in text
+    assert f"- {said}" in views.markdown
+    assert "reward_model is WORSE than predicting the mean of all rewards: MSE 1.3000 against 1.2400" in text
+    assert "PPO, seed 0, epoch 3: hacking" in text
+    assert "30 epochs: ten were run" in text
+    assert "python jobs/reproduce.py preset=ml-1m seeds=3 output=runs/x" in text
+
+
+def test_tables_by_hand(whole) -> None:
+    found = whole[0]
+    assert tables.sizes(found).rows == [
+        ["toy", "6,040", "3,706", "165.60", "800"],
+        ["ML-1M in the paper", "6,040", "3,706", "165.60", "1,530"],
+    ]
+    audit = tables.audit(found)
+    assert audit is not None
+    assert audit.rows[0][2] == "0.9000 (0.8700 to 0.9300)"
+    assert audit.rows[1][5] == "+0.4000 (+0.3800 to +0.4200)"
+    assert audit.bold == {(0, 6), (2, 6)}, "the strong reward model has the least errors"
+    papers = tables.papers(found)
+    assert papers is not None
+    assert papers.rows[1][1].startswith("0.0091 (-93.0%) / 0.")  # Table 3: .0091 / .1304 − 1
+    sweep = tables.sweep(found, "best")
+    assert sweep is not None
+    assert [row[:2] for row in sweep.rows][2] == ["0.5 (chosen)", "50.0%"]
+    costs = tables.costs(found)
+    assert costs is not None
+    assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8", "12,000,000", "3,600"]
+
+
+def test_who_gains_compares_tuned_arms_within_groups(whole) -> None:
+    gains = tables.groups(whole[0])
+    assert gains is not None
+    assert list(gains.header) == ["Targets", "n", "RSFT", "Exp-RSFT", "Top-rated", "DPO", "PPO"]
+    assert [row[1] for row in gains.rows] == ["400", "400"]
+    tests = whole[0]["arms"]["exp_rsft"]["test"]
+    value = tests["within/activity_low"]["ndcg@10"]["versus"]["bc_continued"]["value"]
+    assert gains.rows[0][3].startswith(f"{value:+.4f} (")
+    recommended = tables.recommended(whole[0])
+    assert recommended is not None
+    assert recommended.rows[0][:2] == ["BC", "0.4000 (0.3500 to 0.4500)"]
+
+
+def test_least_results_say_what_was_not_run() -> None:
+    views = report.build(LEAST)
+    assert views.pictures == {}
+    assert require_tables(views.markdown) == 2
+    assert "# Reproduction of arXiv:2603.10279 on a\\|b&lt;c>, preset ml-100k" in views.markdown
+    text = read(views.html).text
+    assert "a|b<c>" in text
+    assert "Of 19 claims of the paper: 0 held, 0 not distinguishable, 0 did not hold, 19 not run." in text
+    assert text.count("Not run.") == 8
+    assert "nothing here is claimed beyond the policies that this seed gave" in text
+    assert "The paper has no figures for a|b<c>." in text
+
+
+def test_one_seed_is_said_to_be_one_in_the_layout_of_table_6() -> None:
+    found = results(1)
+    found["preset"], found["protocol"]["headline"] = "watch_time", "high_return"
+    for arm in found["arms"].values():
+        arm["test"]["high_return"] = arm["test"].pop("high_reward")
+    text = report.build(found).markdown
+    assert "Exp-RSFT is better than BC continued (one seed: of these trained policies only)" in text
+    assert "| none (one seed) |" in text
+    assert "held (one seed: no claim beyond these trained policies)" in text
+    assert "## Methods (in the layout of Table 6)" in text
+    assert "targets of trajectories with a high return" in text
+    ratio = found["arms"]["exp_rsft"]["test"]["high_return"]["ndcg@10"]["versus"]["rsft"]["ratio"]
+    assert f"({ratio - 1:+.1%})†" in text
+    assert "| Exp-RSFT | +106.2% / " in text
+
+
+def test_undefined_numbers_are_dashes() -> None:
+    found = results(1)
+    for metric in found["arms"]["ppo"]["test"]["high_reward"].values():
+        if isinstance(metric, dict):
+            metric.update(value=None, low=None, high=None)
+    found["arms"]["ppo"]["avg_reward"]["judge"].update(value=None, low=None, high=None)
+    text = report.build(found).markdown
+    assert "None" not in text
+    assert "nan" not in text.lower()
+    assert require_tables(text) == 19
+
+
+def test_an_arm_looks_the_same_everywhere() -> None:
+    looks = [(each.colour, each.marker, each.dashed) for each in methods.METHODS.values()]
+    assert len(set(looks)) == len(looks)
+    assert methods.ordered(["ppo", "new", "bc"]) == ["bc", "ppo", "new"]
+    assert methods.title("new") == "new"
+
+
+def test_many_levels_of_reward_become_bins() -> None:
+    picture = figures.histogram({"dataset": {"histogram": [[i / 10, 1 + i] for i in range(100)]}})
+    assert picture is not None
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_published_figures_are_the_papers() -> None:
+    # Table 4: Exp-RSFT's HR@10 +6.7% from BC; Table 5: PPO's MRR −70.3%.
+    books, large = PUBLISHED["amazon-books"].metrics, PUBLISHED["ml-20m"].metrics
+    assert large["exp_rsft"][2] / large["bc"][2] - 1 == pytest.approx(0.067, abs=5e-4)
+    assert books["ppo"][4] / books["bc"][4] - 1 == pytest.approx(-0.703, abs=5e-4)
+    assert PUBLISHED["ml-1m"].errors["mae"]["item_mean"] == 0.7619

@@ -1,0 +1,142 @@
+"""The plan as a pure function of outcomes: what follows from what, and that it ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from retilt.config import TrainConfig, build, identity_hash
+from retilt.config.reproduce import ARMS, ReproduceConfig
+from retilt.types import InputError
+from retilt.workflows.making import Maker
+from retilt.workflows.plan import Plan
+from retilt.workflows.presets import PRESETS
+from retilt.workflows.scheduling import Schedule
+from retilt.workflows.steps import Auditing, Evaluating, Failed, Measured, Outcome, Step, Trained, Training
+
+STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
+
+
+def plan(**values: Any) -> Plan:
+    config = build(ReproduceConfig, {"preset": "ml-100k", "output": "/out", **values})
+    return Plan(Maker(config, PRESETS[config.preset], "/data", 4.5, 2.0), STARS)
+
+
+def result(step: Step) -> Outcome:
+    """An outcome in which validation is best after the second epoch, and for exp_rsft at λ = 1."""
+    if isinstance(step.what, Evaluating):
+        return Measured({name: float(name.endswith("/0.44")) for name in step.what.wanted})
+    if not isinstance(step.what, Training):
+        return None
+    config = step.what.config
+    bonus = float(getattr(config.algorithm, "temperature", 1.0) == 1.0)
+    values = [1.0 + bonus - abs(epoch - 1) / 100 for epoch in range(config.epochs)]
+    return Trained(tuple({"validation/ndcg@10": value} for value in values), {"ess_ratio": 0.9})
+
+
+def carried_out(schedule: Schedule, failing: str = "") -> dict[str, Step]:
+    """Does every step in its turn; those whose key holds ``failing`` fail."""
+    found: dict[str, Step] = {}
+    while steps := schedule.open():
+        step = steps[0]
+        found[step.key] = step
+        schedule.done[step.key] = Failed("no") if failing and failing in step.key else result(step)
+    return found
+
+
+@pytest.mark.parametrize("seeds", [1, [3, 5]])
+def test_the_plan_ends_with_every_arm_tested_on_every_seed(seeds: Any):
+    schedule = Schedule(plan(seeds=seeds))
+    expected = len(schedule.left())
+    found = carried_out(schedule)
+    assert schedule.left() == []
+    # Not known before: a best epoch before the last one makes a run of its own for each λ of the sweep and seed.
+    assert len(found) == expected + 3 * len(schedule.plan.seeds)
+    for seed in schedule.plan.seeds:
+        assert {key.split("/")[2] for key in found if key.startswith(f"seed-{seed}/test/")} >= {"bc", *ARMS}
+    assert not any(key.startswith(f"seed-{seed}/select") for seed in schedule.plan.seeds[1:] for key in found)
+
+
+def test_what_was_chosen_is_what_is_trained_again():
+    schedule = Schedule(plan())
+    found = carried_out(schedule)
+    start = found["seed-0/refit/bc@2"].training
+    assert (start.protocol, start.initial, start.min_reward) == ("refit", None, 4.5)
+    run = found["seed-0/refit/exp_rsft@2"].training
+    assert (run.algorithm.temperature, run.initial, run.learning_rate) == (1.0, "/out/seed-0/refit/bc", 1e-3)
+    assert found["seed-0/refit/dpo@2"].training.reward_model == "/out/seed-0/refit/reward_model"
+    assert found["seed-0/select/dpo/temperature-1-rate-0.3@1"].training.table_learning_rate == pytest.approx(0.015)
+    assert found["seed-0/refit/exp_rsft_permuted@2"].training.dataset == "/out/seed-0/data/exp_rsft_permuted"
+    ess = found["seed-0/refit/exp_rsft_at_rsft_ess@2"].training.algorithm.temperature
+    assert 3 < ess < 5  # ESS/n = .9 on uniform stars
+    tilt = found["seed-0/test/tilt_item"].what
+    assert isinstance(tilt, Evaluating)
+    assert tilt.config.tilts["tilt_item"].temperature == 0.44
+
+
+def test_every_method_gets_the_same_number_of_trials():
+    found = carried_out(Schedule(plan(trials=8, arms=["bc_continued", "rsft", "exp_rsft", "ppo"])))
+    for arm in ("bc_continued", "rsft", "exp_rsft", "ppo"):
+        assert len({key for key in found if key.startswith(f"seed-0/select/{arm}/") and key.endswith("@1")}) == 8
+
+
+def test_the_sweep_tests_a_run_after_its_best_epoch_before_it_goes_on():
+    found = carried_out(Schedule(plan(arms=["exp_rsft"])))
+    keys = list(found)
+    order = [
+        f"seed-0/{key}" for key in ("refit/lambda/4@2", "test/lambda/4/best", "refit/lambda/4@6", "test/lambda/4/last")
+    ]
+    assert [key for key in keys if key in order] == order
+    assert "seed-0/test/lambda/4/best" in found["seed-0/refit/lambda/4@6"].needs
+
+
+def test_a_failed_step_takes_with_it_what_needs_it_and_nothing_else():
+    schedule = Schedule(plan(arms=["exp_rsft", "dpo"]))
+    found = carried_out(schedule, failing="select/reward_model")
+    assert "seed-0/test/exp_rsft" in found
+    assert not any("refit/dpo" in key for key in found)
+    dpo = [each for key, each in schedule.done.items() if "select/dpo/" in key]
+    assert len(dpo) == 6
+    assert all(isinstance(each, Failed) for each in dpo)
+
+
+def test_without_reward_models_policies_are_tested_all_the_same():
+    found = carried_out(Schedule(plan(arms=["exp_rsft", "dpo"])), failing="refit/judge")
+    test = found["seed-0/test/exp_rsft"].what
+    assert isinstance(test, Evaluating)
+    assert list(test.config.reward_models) == ["training"]
+
+
+def test_an_arm_alone_needs_no_reward_model():
+    found = carried_out(Schedule(plan(arms=["exp_rsft"])))
+    assert not any("reward_model" in key or isinstance(step.what, Auditing) for key, step in found.items())
+
+
+def test_time_counts_only_the_epochs_that_a_run_has_not_had():
+    schedule = Schedule(plan(arms=["exp_rsft"], sweep=False))
+    whole = schedule._costs(schedule.left())
+    # BC twice 20, six trials of one epoch, two of them to three, one of them to six, the chosen one 6, two evaluations.
+    assert whole == pytest.approx(40 + 6 + 2 * 2 + 3 + 6 + 2 * 0.5)
+
+
+def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():
+    step = plan(preset="ml-1m").pretraining()
+    by_hand = {"dataset": "/data", "output": "/x", "min_reward": 4.5, "epochs": 30, "table": "row_wise", "seed": 0}
+    assert step.key == "seed-0/select/bc@30"
+    assert identity_hash(step.training) == identity_hash(build(TrainConfig, by_hand))
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"seeds": 0}, "0 seeds: at least 1 is needed"),
+        ({"seeds": []}, "a list of seeds holds different whole numbers"),
+        ({"arms": ["exp_rsf"]}, "no arm is called 'exp_rsf'; did you mean 'exp_rsft'"),
+        ({"trials": 5}, "trials = 5"),
+        ({"preset": "ml-10m"}, "did you mean"),
+    ],
+)
+def test_bad_settings_are_refused(values: dict[str, Any], said: str):
+    with pytest.raises(InputError, match=said):
+        build(ReproduceConfig, {"preset": "ml-100k", "output": "/out", **values})

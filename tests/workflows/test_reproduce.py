@@ -1,0 +1,74 @@
+"""A reproduction on lanes of a real cluster: whole, found again, and where an arm fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.data import small_dataset
+
+from retilt.cluster import session
+from retilt.config import build
+from retilt.config.reproduce import ReproduceConfig
+from retilt.types import InputError, StorageError
+from retilt.workflows import reproduce
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    with session.connect(cpus=2):
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    users = small_dataset.sequences(60, 50, longest=30)
+    return small_dataset.write(str(tmp_path_factory.mktemp("data")), users, 50, lanes=2, shards=[[30, 30]])
+
+
+def config(output: Path, **values: Any) -> ReproduceConfig:
+    small = {"pretraining_epochs": 1, "epochs": 1, "trials": 4, "replicates": 100, "sweep": False}
+    return build(ReproduceConfig, {"preset": "ml-100k", "output": str(output), **small, **values})
+
+
+def test_a_reproduction_ends_with_a_report_and_is_found_again(
+    cluster: None, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = config(tmp_path, dataset=data, arms=["exp_rsft"])
+    found = reproduce.run(one)
+    assert set(found["arms"]) == {"bc", "exp_rsft"}
+    assert found["arms"]["exp_rsft"]["test"]["high_reward"]["ndcg@10"]["versus"]["bc"]["low"] is not None
+    assert found["not_run"] == []
+    assert "seed-0/test/exp_rsft done" in capsys.readouterr().out
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert {"report.html", "report.md"} <= {file.name for file in tmp_path.iterdir()}
+    assert written["arms"] == json.loads(json.dumps(found["arms"]))
+
+    again = reproduce.run(one)
+    assert again["arms"] == found["arms"]
+    assert "steps are" not in capsys.readouterr().out
+
+
+def test_another_reproduction_is_refused(tmp_path: Path, data: str) -> None:
+    with reproduce._claimed(config(tmp_path, dataset=data)):
+        pass
+    with pytest.raises(InputError, match=r"holds another reproduction \(trials = 4\); choose another output"):
+        reproduce.run(config(tmp_path, dataset=data, trials=6))
+
+
+def test_a_preset_without_its_data_names_source_and_mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETILT_DATA_MIRROR", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"ml-1m could not be fetched .*RETILT_DATA_MIRROR"):
+        reproduce.run(config(tmp_path / "out", preset="ml-1m"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_writes_nothing(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.run(config(tmp_path / "out", dataset=data, arms=["rsft"]), dry_run=True)["left"] > 8
+    assert "seed-0/select/rsft/baseline-0-rate-1@1" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,56 @@
+"""Halving and grids: the same number of trials for every method, and a choice that nothing but results decides."""
+
+from __future__ import annotations
+
+import pytest
+
+from retilt.config.reproduce import TUNED
+from retilt.workflows.tuning import Point, Rung, best, grid, rungs, survivors
+
+STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
+HOURS = {"levels": None, "quantiles": [each / 250 for each in range(1001)]}
+THREE = [Point({"name": "exp_rsft", "temperature": each}, 1.0) for each in (0.5, 1.0, 2.0)]
+
+
+def test_a_third_of_the_trials_go_on_and_one_to_the_end():
+    assert rungs(10, (2, 5, 10)) == [Rung(2, 10), Rung(5, 4), Rung(10, 1)]
+    assert rungs(6, (1, 3, 6)) == [Rung(1, 6), Rung(3, 2), Rung(6, 1)]
+    assert rungs(4, (7,)) == [Rung(7, 4)]
+
+
+@pytest.mark.parametrize("rewards", [STARS, HOURS], ids=["stars", "hours"])
+@pytest.mark.parametrize("method", TUNED)
+def test_every_method_has_as_many_different_trials(method: str, rewards: dict[str, object]):
+    for trials in (4, 6, 10):
+        points = grid(method, trials, rewards)
+        assert len({point.name for point in points}) == len(points) == trials
+
+
+def test_the_grid_of_temperatures_holds_the_papers_best():
+    found = {point.algorithm["temperature"] for point in grid("exp_rsft", 10, STARS)}
+    assert found == {0.25, 0.5, 1.0, 2.0, 4.0}
+
+
+def test_a_baseline_of_rsft_leaves_the_best_rewards_some_weight():
+    assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 2.0, 4.0]
+
+
+def test_of_equal_scores_the_first_goes_on():
+    assert best({"a": 0.1, "b": 0.3, "c": 0.3}, 1) == ["b"]
+
+
+def test_a_rung_waits_for_all_trials_of_the_one_before():
+    scores: dict[tuple[str, int], float] = {}
+    steps = [Rung(1, 3), Rung(2, 1)]
+    known = lambda point, epochs: scores.get((point.name, epochs))  # noqa: E731
+    assert survivors(THREE, steps, known) == [(point, 1) for point in THREE]
+    scores |= {(THREE[0].name, 1): 0.1, (THREE[2].name, 1): 0.3}
+    assert len(survivors(THREE, steps, known)) == 3
+    scores[THREE[1].name, 1] = 0.2
+    assert survivors(THREE, steps, known)[3:] == [(THREE[2], 2)]
+
+
+def test_a_trial_that_failed_does_not_go_on_and_does_not_stop_the_others():
+    scores = {THREE[0].name: float("-inf"), THREE[1].name: 0.1, THREE[2].name: float("-inf")}
+    found = survivors(THREE, [Rung(1, 3), Rung(2, 2)], lambda point, epochs: scores[point.name])
+    assert found[3:] == [(THREE[1], 2)]
