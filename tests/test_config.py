@@ -59,7 +59,7 @@ def test_an_unknown_algorithm_names_all_and_the_nearest():
 
 
 def test_a_key_of_another_algorithm_is_named_as_such():
-    with pytest.raises(InputError, match=r"'algorithm\.temperature'.*belongs to exp_rsft, not to bc"):
+    with pytest.raises(InputError, match=r"'algorithm\.temperature'.*belongs to exp_rsft, dpo and ppo, not to bc"):
         train(algorithm={"name": "bc", "temperature": 1.0})
 
 
@@ -170,8 +170,10 @@ def test_a_model_is_chosen_by_name():
 
 def test_keys_say_which_algorithms_have_them():
     found = {key.name: key for key in keys(TrainConfig)}
-    assert found["algorithm.name"].allowed == "'bc', 'rsft', 'exp_rsft' or 'top_rated'"
-    assert found["algorithm.temperature"].owners == ("exp_rsft",)
+    assert found["algorithm.name"].allowed == "'bc', 'rsft', 'exp_rsft', 'top_rated', 'dpo', 'ppo' or 'reward_model'"
+    # A key that means two things is listed once for each.
+    owners = [key.owners for key in keys(TrainConfig) if key.name == "algorithm.temperature"]
+    assert owners == [("exp_rsft",), ("dpo", "ppo")]
     assert found["algorithm.normalize"].owners[:2] == ("rsft", "exp_rsft")
     assert found["model.width"].owners == ()
     assert found["model.head_width"].owners == ("hstu",)

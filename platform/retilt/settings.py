@@ -180,9 +180,11 @@ def _suggestion(cls: type[BaseModel], owner: type[BaseModel], path: str) -> str:
     """Where an unknown key may have been meant: the same name elsewhere, else the nearest sibling."""
     section, _, last = path.rpartition(".")
     known = keys(cls)
-    others = [owner for key in known if key.name == path for owner in key.owners]
-    if others:
-        return f" here: it belongs to {' and '.join(others)}, not to {owner.model_fields['name'].default}"
+    owners = [each for key in known if key.name == path for each in key.owners]
+    if owners:
+        *some, final = owners
+        named = f"{', '.join(some)} and {final}" if some else final
+        return f" here: it belongs to {named}, not to {owner.model_fields['name'].default}"
     elsewhere = sorted({key.name for key in known if key.name.rpartition(".")[2] == last})
     if elsewhere:
         return f"; did you mean {' or '.join(repr(each) for each in elsewhere)}?"

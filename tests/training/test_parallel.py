@@ -15,6 +15,8 @@ from tests.training.test_loop import Listener, alone, losses, planned, run, tabl
 from retilt import ranks
 from retilt.config import TrainConfig, build
 from retilt.models.attention import TIME_BUCKETS
+from retilt.models.heads import Asked
+from retilt.models.policy import Inputs, Read
 from retilt.training import loop
 from retilt.training.run import PlannedRun
 from retilt.types import InputError, Stopped
@@ -121,9 +123,13 @@ def test_resumed_and_recomputed_runs_equal_the_whole_one_to_the_bit(
 
 def call(trained: loop.Run) -> torch.Tensor:
     """Hidden states of some users."""
-    x_MD, time_BT = torch.rand(5 * 20, 10, requires_grad=True), torch.arange(21).expand(5, -1)
-    hidden_BTD, *_ = trained.policy.network(x_MD, x_MD, time_BT, torch.ones(5, 20, dtype=torch.bool), None)
-    return hidden_BTD
+    x_MD, item_BT = torch.rand(5 * 20, 10, requires_grad=True), torch.ones(5, 20, dtype=torch.int64)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    asked = Asked(nothing, nothing, nothing[:, None], item_BT, item_BT.float())
+    read: Read = trained.policy.network(
+        item_BT.flatten(), x_MD, Inputs(item_BT, torch.arange(21).expand(5, -1), None, asked)
+    )
+    return read.hidden_BTD
 
 
 def held(task: dict[str, Any]) -> tuple[dict[str, int], dict[str, int], bool]:

@@ -93,36 +93,40 @@ def on_workers(
         resources_per_worker=resources,
         elastic_resize_monitor_interval_s=resize_seconds,
     )
-
-    def trainer(folder: str) -> TorchTrainer:
-        # Ray keeps a snapshot of its own there. It is not used to resume (our manifests are) and its format changes
-        # between Ray versions, so it does not go into the run's folder. Only the controller, on this node, reads it.
-        failures = FailureConfig(max_failures=RESTARTS, controller_failure_limit=START_ATTEMPTS)
-        return _Trainer(
-            run_rank,
-            train_loop_config=task,
-            torch_config=GlooOrNccl(timeout_s=hang_seconds),
-            scaling_config=scaling,
-            run_config=RunConfig(
-                name="run", storage_path=folder, failure_config=failures, callbacks=[Watch(messages, estimate)]
-            ),
-        )  # fmt: skip
-
-    stop = (
-        stopping.Checkpointing(messages.stop.remote, stop_seconds, lambda line: show({"note": line}))
-        if stop_seconds
-        else None
-    )
-    with (
-        Display(messages, show),
-        ray_train_settings(hang_seconds, workers),
-        stop() if stop else contextlib.nullcontext(),
-    ):
+    trainer = _trainer(task, scaling, hang_seconds, estimate)
+    stop = None
+    if stop_seconds:
+        stop = stopping.Checkpointing(messages.stop.remote, stop_seconds, lambda line: show({"note": line}))
+    settings = ray_train_settings(hang_seconds, workers)
+    with Display(messages, show), settings, stop() if stop else contextlib.nullcontext():
         _fit(trainer, messages, lambda: _stopped(stop, messages), estimate)
     result = ray.get(messages.result.remote())
     if result is None:
         raise TrainingError("the workers ended without a result")
     return dict(result)
+
+
+def _trainer(
+    task: dict[str, Any], scaling: ScalingConfig, hang_seconds: int, estimate: str
+) -> Callable[[str], TorchTrainer]:
+    """Makes Ray's trainer, given a folder for it.
+
+    Ray keeps a snapshot of its own there. It is not used to resume (our manifests are) and its format changes between
+    Ray versions, so it does not go into the run's folder. Only the controller, on this node, reads it.
+    """
+
+    def trainer(folder: str) -> TorchTrainer:
+        failures = FailureConfig(max_failures=RESTARTS, controller_failure_limit=START_ATTEMPTS)
+        watch = Watch(task["messages"], estimate)
+        return _Trainer(
+            run_rank,
+            train_loop_config=task,
+            torch_config=GlooOrNccl(timeout_s=hang_seconds),
+            scaling_config=scaling,
+            run_config=RunConfig(name="run", storage_path=folder, failure_config=failures, callbacks=[watch]),
+        )
+
+    return trainer
 
 
 def _stopped(stop: stopping.Checkpointing | None, messages: Any) -> bool:

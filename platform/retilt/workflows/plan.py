@@ -314,6 +314,7 @@ class Plan:
         return self.make.derivation(f"seed-{seed}/data/{kind}-{amount:g}", change, seed, "select")
 
     def shifted(self, kind: str, amount: float, point: Point, data: Step) -> Step:
-        """One λ on the data of a shift."""
+        """One λ on the data of a shift, also where little of the data counts: that λ should lose, not be missing."""
         name = f"shifts/{kind}-{amount:g}/{point.name}"
+        point = Point({**point.algorithm, "allow_low_ess": True}, point.factor)
         return self.make.post("select", self.seeds[0], name, point, self.shift_epochs, self.pretraining(), data=data)
