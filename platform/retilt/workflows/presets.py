@@ -51,7 +51,7 @@ PRESETS = {
     "ml-1m": Preset(
         source="ml-1m",
         training={"table": "row_wise"},
-        pretraining_epochs=30, epochs=(2, 5, 10), paper_epochs=30, trials=10, reward_epochs=5,
+        pretraining_epochs=60, epochs=(2, 5, 10), paper_epochs=30, trials=10, reward_epochs=5,
     ),
     "ml-20m": Preset(
         source="ml-20m",
