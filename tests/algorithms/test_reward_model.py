@@ -50,6 +50,7 @@ def test_squared_errors_and_imitation_are_summed_over_positions(policy, batch):
         "mae": pytest.approx(5),
         "predicted_reward": pytest.approx(16),
         "nll": pytest.approx(9 * math.log(2)),
+        "positions": 4,
     }
     loss.total.backward()
     assert model.reward.grad.item() == pytest.approx(2 * (-1 + 0 + 3 - 1))
@@ -81,7 +82,8 @@ def test_users_are_shared_out_by_a_hash(policy, batch):
     assert mine.tolist() == first.chosen(torch.tensor(users)).double().tolist()
     only = [user for user in (0, 1) if first.chosen(torch.tensor([user]))]
     assert only == [0]
-    assert first.loss(WithHead(policy), batch, STATISTICS).count.item() == 3  # the first user's
+    loss = first.loss(WithHead(policy), batch, STATISTICS)
+    assert loss.count.item() == loss.metrics["positions"].item() == 3  # the first user's
 
 
 def test_a_constant_reward_and_a_share_that_is_none_are_refused():

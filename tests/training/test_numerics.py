@@ -183,9 +183,9 @@ def jumping(each: dict[str, Any], at: list[int], times: int) -> tuple[int, list[
     def faulty(policy: Any, dense: Any, algorithm: Any, batch: Any, statistics: Any, step: int, *more: Any) -> Any:
         if step in at and left[0]:
             left[0] -= 1
-            signals, spikes = more
+            signals, spikes, *rest = more
             return take_step(
-                policy, dense, algorithm, batch, statistics, step, signals, lambda loss: spikes(loss * 1000)
+                policy, dense, algorithm, batch, statistics, step, signals, lambda loss: spikes(loss * 1000), *rest
             )
         return take_step(policy, dense, algorithm, batch, statistics, step, *more)
 

@@ -1,7 +1,7 @@
 """Groups of targets that tell for whom a policy is better: by the user's activity, the item's popularity, tied times.
 
-They divide the targets of the headline group (``high_reward`` where there is one, else ``all``), so that each group's
-difference is a part of the difference that the report is about. Bounds follow from the data set alone: all policies
+They divide the targets of the headline group (``high_return`` where there is one, else ``high_reward``, else ``all``),
+so that each group's difference is a part of the difference that the report is about. Bounds follow from the data set alone: all policies
 are compared on the same targets.
 
 Legend: P targets, U users, V items, G groups.
@@ -33,7 +33,7 @@ WITHIN = "within/"
 
 
 def headline(min_reward: float | None) -> str:
-    """The group of targets that conclusions are about and that these groups divide."""
+    """The group of targets by which a run's epochs are chosen; evaluations may add ``high_return`` before it."""
     return "all" if min_reward is None else "high_reward"
 
 

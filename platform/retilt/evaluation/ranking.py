@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from retilt.evaluation import groups, positions
+from retilt.evaluation import groups, positions, returns
 from retilt.evaluation.groups import Division
 from retilt.evaluation.metrics import MISS, metrics
 from retilt.evaluation.statistics import CPU, Tally
@@ -35,13 +35,15 @@ class Targets:
         seed: int,
         device: torch.device = CPU,
         low_reward: float | None = None,
+        high_return: float | None = None,
         division: Division | None = None,
     ) -> None:
         """See ``tally``."""
         self.train_counts, self.min_reward, self.low_reward = train_counts, min_reward, low_reward
-        self.division = division
+        self.high_return, self.division = high_return, division
         names = ["all", "untied"] if min_reward is None else ["all", "high_reward", "untied"]
         names += [] if low_reward is None else ["low_reward"]
+        names += [] if high_return is None else ["high_return"]
         names += [] if division is None else [f"{groups.WITHIN}{name}" for name in groups.NAMES]
         self.tally = Tally(names, replicates, seed, device)
 
@@ -63,6 +65,9 @@ class Targets:
             members.insert(1, headline_P)
         if self.low_reward is not None:
             members.append(reward_P <= torch.tensor(self.low_reward, dtype=reward_P.dtype))
+        if self.high_return is not None:
+            headline_P = returns.high(batch, self.high_return)
+            members.append(headline_P)
         if self.division is not None:
             members += list(self.division.members(batch) & headline_P)
         return torch.stack(members)
@@ -79,6 +84,7 @@ def tally(
     seed: int,
     device: torch.device = CPU,
     low_reward: float | None = None,
+    high_return: float | None = None,
     division: Division | None = None,
     also: Sequence[Measure] = (),
 ) -> Tally:
@@ -93,12 +99,14 @@ def tally(
         seed: of the bootstrap; equal for policies that are to be compared.
         device: where the policy computes.
         low_reward: largest reward of the group ``low_reward``; None for no such group.
+        high_return: smallest return (``returns.bound``) of users whose targets form the group ``high_return``; None for
+            no such group.
         division: of the targets into groups that tell who gains; None for none.
         also: what else is measured of each batch's distribution.
     """
     found = Targets(
         train_counts=train_counts, min_reward=min_reward, replicates=replicates, seed=seed, device=device,
-        low_reward=low_reward, division=division,
+        low_reward=low_reward, high_return=high_return, division=division,
     )  # fmt: skip
     for batch in batches:
         here = batch.to(device)

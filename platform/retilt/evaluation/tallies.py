@@ -7,13 +7,12 @@ number of users.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from retilt import artifact, storage
-from retilt.evaluation.metrics import NAMES
 from retilt.evaluation.statistics import COUNTS, Tally
 from retilt.types import DamagedError
 
@@ -34,8 +33,8 @@ def write(uri: str, tally: Tally, identity: Mapping[str, Any]) -> None:
     artifact.write_manifest(uri, KIND, FORMAT, body, [entry])
 
 
-def read(uri: str, names: Sequence[str] = NAMES) -> tuple[Tally, dict[str, Any]]:
-    """The tally of the metrics ``names`` in the folder ``uri``, and its identity.
+def read(uri: str) -> tuple[Tally, dict[str, Any]]:
+    """The tally in the folder ``uri``, and its identity.
 
     Raises:
         InputError: no tally there.

@@ -7,7 +7,7 @@ from typing import Any
 
 from retilt.evaluation.statistics import verdict
 
-GROUPS = ("high_reward", "all", "untied")
+GROUPS = ("high_return", "high_reward", "all", "untied")
 """In the order of presentation: the first that a report has is its headline."""
 
 
@@ -26,6 +26,7 @@ def describe(group: str, min_reward: float | None) -> str:
     """Which targets a group holds."""
     return {
         "all": "every target",
+        "high_return": "targets of users with a high return (mean reward of their targets)",
         "high_reward": f"targets with a reward of at least {min_reward:g}" if min_reward is not None else "",
         "untied": "untied targets (no other event of the user at the same time)",
     }[group]

@@ -39,6 +39,7 @@ METHODS = {
     "exp_rsft_permuted": Method("Exp-RSFT, permuted rewards", NAVY, "<"),
     "exp_rsft_item_mean": Method("Exp-RSFT, item-mean rewards", NAVY, ">"),
     "exp_rsft_predicted": Method("Exp-RSFT, predicted rewards", NAVY, "d", dashed=True),
+    "exp_rsft_advantage": Method("Exp-RSFT, rewards above V(s)", NAVY, "H", dashed=True),
     "exp_rsft_at_rsft_ess": Method("Exp-RSFT at RSFT's ESS", NAVY, "*", dashed=True),
 }
 """In the order of presentation."""

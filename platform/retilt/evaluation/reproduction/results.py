@@ -63,8 +63,6 @@ def headline(results: Results) -> str:
 
 def where(results: Results, group: str) -> str:
     """Which targets a group of the test part holds, in words."""
-    if group == "high_return":
-        return "targets of trajectories with a high return"
     return describe(group, results["protocol"].get("min_reward"))
 
 

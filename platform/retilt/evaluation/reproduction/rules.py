@@ -121,9 +121,9 @@ def scored(results: Results, arm: str, other: str) -> Comparison | None:
 
 
 def judge_does_not_follow(results: Results) -> Finding:
-    """Held if a policy is scored above BC and is truly worse, and no rank correlation over all arms is shown.
+    """Held if a policy is scored above BC and is truly worse, and the rank correlation over all arms is not positive.
 
-    Did not hold if the correlation is positive (one-sided permutation test at 5%) and no such policy exists.
+    Did not hold if it is shown to be positive (one-sided permutation test at 5%) and no such policy exists.
     """
     pairs, contradictions = [], []
     for arm in ordered(results.get("arms", {})):
@@ -139,9 +139,9 @@ def judge_does_not_follow(results: Results) -> Finding:
     rho, p = rank_correlation(*zip(*pairs, strict=True))
     evidence = f"rank correlation {rho:+.2f} over {len(pairs)} arms (one-sided p {p:.3f})"
     evidence += f"; scored above BC and worse: {', '.join(contradictions) or 'none'}"
-    if p < SIGNIFICANT:
-        return Finding("not distinguishable" if contradictions else "did not hold", evidence)
-    return Finding("held" if contradictions else "not distinguishable", evidence)
+    if p < SIGNIFICANT and not contradictions:
+        return Finding("did not hold", evidence)
+    return Finding("held" if contradictions and rho <= 0 else "not distinguishable", evidence)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

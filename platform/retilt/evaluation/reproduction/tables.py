@@ -44,8 +44,8 @@ def sizes(results: Results) -> Table:
     if published and published.sizes:
         rows.append([f"{published.name} in the paper", *published.sizes])
     least = results["protocol"].get("min_reward")
-    reward = "" if least is None else f" (reward ≥ {least:g})"
-    return Table(["Data set", "Users", "Items", "Interactions a user", f"Test targets{reward}"], rows)
+    kind = {"high_reward": f" (reward ≥ {least})", "high_return": " (high return)"}.get(headline(results), "")
+    return Table(["Data set", "Users", "Items", "Interactions a user", f"Test targets{kind}"], rows)
 
 
 def audit(results: Results) -> Table | None:

@@ -93,7 +93,7 @@ CLAIMS = (
     Claim(
         "judge_does_not_follow", "the judge's score “does not correlate with true recommendation quality”", "section 6",
         "some policy scores above BC and is worse, and the rank correlation of score and NDCG@10 over all arms is not "
-        "shown to be positive (one-sided permutation test at 5%)",
+        "positive; did not hold if there is none and it is (one-sided permutation test at 5%)",
         rules.judge_does_not_follow,
     ),
     Claim(
