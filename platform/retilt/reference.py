@@ -47,7 +47,8 @@ def _section(job: str, summary: str, cls: type[BaseModel]) -> str:
         mark = "" if _identity(cls, key.name, key.field) else " ○"
         only = f"({', '.join(key.owners)}) " if key.owners else ""
         values = key.allowed.replace("'", "`")
-        lines.append(f"| `{key.name}`{mark} | {default} | {values} | {only}{key.field.description or ''} |")
+        meaning = " ".join((key.field.description or "").split())
+        lines.append(f"| `{key.name}`{mark} | {default} | {values} | {only}{meaning} |")
     return "\n".join(lines) + "\n"
 
 

@@ -151,7 +151,10 @@ class Loss:
     count: Tensor
     """Scalar without gradient: what the sum over all ranks is divided by (trained positions, or Σw)."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalars without gradient, each a *sum* over this rank's positions, logged after division by the summed count."""
+    """Scalars without gradient, each a *sum* over this rank's positions, logged as means over those of all ranks.
+
+    ``positions`` is one of them where not all of the batch's positions take part.
+    """
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,10 @@ class Distribution(Likelihood, Protocol):
         """
         ...
 
+    def unseen(self, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """Probability of all items but the seen ones, (P,). Collective."""
+        ...
+
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """Exact rank (1 = best) of one item per position among active items without the seen ones, shape (P,), int64.
 
@@ -271,6 +278,8 @@ class Explored(Batch):
     """float32, what the reward model gives them, in the data's unit."""
     log_old_PK: Tensor
     """Their log-probability under the policy that drew them."""
+    unseen_P: Tensor
+    """The probability that it gave to all that can be drawn: the items that are not in the history."""
     log_reference_PK: Tensor
     """Their log-probability under the reference."""
     value_P: Tensor | None

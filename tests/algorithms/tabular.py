@@ -29,13 +29,20 @@ class TabularDistribution:
         """Under π; item 0 has no probability."""
         return (self.log_prob_PV.exp()[:, 1:] * value_PV[:, 1:]).sum(1)
 
-    def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
-        """By the inverse of the distribution function; a seen item that the table does not have is no item."""
+    def unseen(self, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        return self._unseen(seen_item, seen_length_P).sum(1)
+
+    def _unseen(self, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """Probabilities, 0 of seen items; a seen item that the table does not have is no item."""
         p_PV = self.log_prob_PV.detach().exp()
         position = torch.arange(len(p_PV)).repeat_interleave(seen_length_P)
         known = seen_item < p_PV.shape[1]
         p_PV[position[known], seen_item[known]] = 0
-        cumulative_PV = p_PV.double().cumsum(1)
+        return p_PV
+
+    def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """By the inverse of the distribution function."""
+        cumulative_PV = self._unseen(seen_item, seen_length_P).double().cumsum(1)
         place_PK = counter.words(key_P, draws).double() / 2**62
         return torch.searchsorted(cumulative_PV, place_PK * cumulative_PV[:, -1:], right=True)
 

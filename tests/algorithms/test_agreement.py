@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from tests.algorithms.tabular import TabularPolicy
+from torch.nn.functional import pad
 
 from retilt.algorithms.bc import BC
 from retilt.algorithms.dpo import DPO
@@ -116,6 +117,29 @@ def test_exp_rsft_on_a_log_ends_at_the_closed_form():
 @pytest.mark.parametrize("baseline", ["value", "group"])
 def test_ppo_ends_at_the_closed_form(baseline):
     assert distance(online(PPO(temperature=TEMPERATURE, baseline=baseline), 100, 0.05)) < 0.02
+
+
+@pytest.mark.parametrize("algorithm", [PPO(temperature=TEMPERATURE), DPO(temperature=TEMPERATURE, beta=0.5)])
+def test_a_history_that_the_policy_would_repeat_does_not_change_the_temperature(algorithm):
+    """Three of the likeliest items are in the history: among the others the end is the closed form all the same."""
+    seen = REFERENCE_SV[21:].sum(0).topk(3).indices
+    assert REFERENCE_SV[21:, seen].exp().sum(1).min() > 0.2
+    policy, companions = fresh(value=True), Companions(fresh(), TrueReward(REWARD_SV))
+    state_B = torch.arange(1024) % STATES + ITEMS + 1
+
+    def tried():
+        batch = choices(state_B, torch.ones_like(state_B))
+        between_BT = seen.expand(len(state_B), -1)
+        item_BT = torch.cat([state_B[:, None], between_BT, batch.item_BT], 1)
+        batch = replace(batch, item_BT=item_BT, supervised_BT=pad(batch.supervised_BT, (4, 0)))
+        return explore(policy, companions, algorithm, batch)
+
+    descend(policy, algorithm, [tried] * 200, algorithm.passes, 0.05)
+    shown = torch.ones(ITEMS + 1, dtype=torch.bool)
+    shown[seen] = False
+    found_SV, optimum_SV = policy.logits.detach()[21:, shown].softmax(1), OPTIMUM_SV[:, shown]
+    optimum_SV = optimum_SV / optimum_SV.sum(1, keepdim=True)
+    assert (found_SV - optimum_SV).abs().sum(1).max() / 2 < 0.02
 
 
 def test_dpo_ends_at_the_closed_form():

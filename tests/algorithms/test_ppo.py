@@ -23,7 +23,7 @@ def valued(policy) -> TabularPolicy:
     return TabularPolicy(policy.logits.detach(), value=True)
 
 
-def explored(batch, policy, reward_PK, factor=1.0, value=0.0):
+def explored(batch, policy, reward_PK, factor=1.0, value=0.0, unseen=1.0):
     """Items 1 and 3 drawn at each position from what is now the policy; ``factor`` is its ratio to the old one."""
     now = policy.exact(batch)
     item_PK = torch.tensor([[1, 3]] * 4)
@@ -32,6 +32,7 @@ def explored(batch, policy, reward_PK, factor=1.0, value=0.0):
         item_PK=item_PK,
         reward_PK=torch.tensor(reward_PK),
         log_old_PK=now.log_prob(item_PK) - math.log(factor),
+        unseen_P=torch.full((4,), unseen),
         log_reference_PK=now.log_prob(item_PK),
         value_P=torch.full((4,), value),
         reference=now,
@@ -91,7 +92,7 @@ def test_a_group_is_measured_from_the_others():
 def test_a_ratio_is_rewarded_up_to_the_clip_only(ratio, sign, surrogate, slope):
     log_prob_PK = torch.tensor([[math.log(ratio)]], requires_grad=True)
     worth = Advantage(torch.full((1, 1), float(sign)), torch.tensor(1.0), torch.tensor(1.0), torch.tensor(0.0))
-    loss = ppo_loss(log_prob_PK, torch.zeros(1, 1), worth, torch.zeros(1), 0.5, 0.2)
+    loss = ppo_loss(log_prob_PK, torch.zeros(1, 1), worth, torch.ones(1), torch.zeros(1), 0.5, 0.2)
     loss.total.backward()
     assert loss.total.item() == pytest.approx(-surrogate)
     assert log_prob_PK.grad.item() == pytest.approx(-slope)
@@ -102,7 +103,7 @@ def test_a_ratio_is_rewarded_up_to_the_clip_only(ratio, sign, surrogate, slope):
 
 def test_the_divergence_is_divided_by_the_same_deviation():
     worth = Advantage(torch.zeros(2, 1), torch.tensor(4.0), torch.tensor(1.0), torch.tensor(0.0))
-    loss = ppo_loss(torch.zeros(2, 1), torch.zeros(2, 1), worth, torch.tensor([1.0, 3.0]), 0.5, 0.2)
+    loss = ppo_loss(torch.zeros(2, 1), torch.zeros(2, 1), worth, torch.ones(2), torch.tensor([1.0, 3.0]), 0.5, 0.2)
     assert loss.total.item() == pytest.approx(0.5 / 4 * (1 + 3))
     assert loss.count.item() == 2
 

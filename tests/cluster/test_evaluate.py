@@ -137,3 +137,14 @@ def test_what_is_no_reward_model_is_refused(data: str, trained: dict[str, str]) 
         evaluate.plan(config(data, trained, policies={"bc": trained["rm"]}))
     with pytest.raises(InputError, match="no policy here"):
         evaluate.plan(config(data, trained, tilts={"item": {"policy": "cb", "temperature": 1.0}}))
+
+
+def test_a_tilt_by_a_reward_model_that_knows_the_part_is_refused(
+    data: str, trained: dict[str, str], tmp_path: Path
+) -> None:
+    algorithm = {"name": "reward_model"}
+    alone(planned(data, tmp_path / "knows", epochs=1, initial=trained["bc"], algorithm=algorithm, protocol="refit"))
+    tilts = {"rm": {"policy": "bc", "reward_model": str(tmp_path / "knows"), "temperature": 1.0}}
+    assert evaluate.plan(config(data, trained, tilts=tilts)).arguments["tilted"]
+    with pytest.raises(InputError, match="'knows' trained on validation events of this data set"):
+        evaluate.plan(config(data, trained, tilts=tilts, part="validation"))

@@ -98,6 +98,19 @@ def test_where_everything_is_seen_item_0_is_drawn() -> None:
     assert (found == 0).any(1).tolist() == [n % 2 == 1 for n in range(P)]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_is_unseen_has_the_rest_of_the_probability(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_tiles(monkeypatch, 100, 10)
+    hidden, rows, item, bias, _ = problem(tilted=True)
+    seen = seen_items(item)
+    p_PV = full(hidden.double(), rows.double(), bias.double()).exp()
+    expected = [1 - float(p_V[some].sum()) for p_V, some in zip(p_PV, seen, strict=True)]
+    assert min(expected) < 0.99
+    found = policy(hidden.to(dtype), rows.to(dtype), bias).unseen(*jagged(seen))
+    assert found.dtype == dtype
+    assert found.tolist() == pytest.approx(expected, rel=1e-5 if dtype == torch.float32 else 1e-12)
+
+
 def test_no_position_gives_no_draw() -> None:
     hidden, rows, _, bias, _ = problem()
     none = torch.empty(0, dtype=torch.int64)
@@ -114,14 +127,14 @@ def test_shares_at_the_borders_choose_what_has_mass() -> None:
         torch.testing.assert_close(left, torch.tensor([[0.0, 0.5, 0.9996, 0.4 / 3000, 0.5, 1.0]], dtype=torch.float64))
 
 
-def on_a_rank(shares: list[list[int]], sharded: bool) -> list[list[int]]:
+def on_a_rank(shares: list[list[int]], sharded: bool) -> tuple[list[list[int]], list[float]]:
     hidden, rows, item, bias, _ = problem(tilted=True)
     block = -(-V // ranks.world()) if sharded else V
     first = ranks.rank() * block if sharded else 0
     mine, held = shares[ranks.rank()], slice(first, first + block)
     found = CatalogueSoftmax(hidden[mine], rows[held], Rows(first, first + len(rows[held]), bias[held], sharded))
-    result: list[list[int]] = found.sample(500, KEY[mine], *jagged([seen_items(item)[i] for i in mine])).tolist()
-    return result
+    seen = jagged([seen_items(item)[i] for i in mine])
+    return found.sample(500, KEY[mine], *seen).tolist(), found.unseen(*seen).tolist()
 
 
 @pytest.mark.parametrize(("cut", "sharded"), [(20, True), (0, True), (20, False)])
@@ -129,5 +142,8 @@ def test_two_ranks_draw_what_one_draws(two_ranks: Ranks, cut: int, sharded: bool
     """All of 18,500 draws: float64 puts about one in 10⁹ on another side of a border."""
     hidden, rows, item, bias, _ = problem(tilted=True)
     found = two_ranks(on_a_rank, [list(range(cut)), list(range(cut, P))], sharded)
-    alone = policy(hidden, rows, bias).sample(500, KEY, *jagged(seen_items(item)))
-    assert [each for part in found for each in part] == alone.tolist()
+    seen = jagged(seen_items(item))
+    alone = policy(hidden, rows, bias).sample(500, KEY, *seen)
+    assert [each for part, _ in found for each in part] == alone.tolist()
+    unseen = policy(hidden, rows, bias).unseen(*seen).tolist()
+    assert [each for _, part in found for each in part] == pytest.approx(unseen, rel=1e-6)

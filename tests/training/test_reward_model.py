@@ -92,15 +92,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(data: str, policy:
     assert not torch.equal(trunk["position"], whole["dense.safetensors:position"])
 
 
-def test_a_value_head_starts_anew_and_a_frozen_policy_has_none(data: str, policy: str) -> None:
-    """A policy that was trained without a head is loaded into one with it, and the other way round."""
+def test_a_value_head_starts_anew_and_a_frozen_policy_has_none(data: str, policy: str, tmp_path: Path) -> None:
+    """A policy that was trained without a head is loaded into one with it, and the other way round.
+
+    A reward model's head has parameters of the same names and sizes, and is none that says the value of a state.
+    """
     ranks.single()
     dataset, place = Dataset.open(data), checkpoint.find(policy)
     settings, unit = build(TrainConfig, {"dataset": data, "output": "o", "model": MODEL}).model, Unit(3.0, 1.0)
     assert settings is not None
     blueprint = Blueprint(settings, 50, "replicated", "adam", 1e-3, 1e-3, 0.0, 0, head="value", unit=unit)
     found, dense = assemble(blueprint, dataset.active(), CPU)
-    assert checkpoint.load(place, found, dense) == [f"{place} has no head: it starts from its initial values"]
+    assert checkpoint.load(place, found, dense) == [f"{place} has no such head: it starts from its initial values"]
     (batch, *_) = evaluation_batches(dataset, "test", 20, "none", 60, 0, 1)
     now, frozen = found.exact(batch), load_policy(place, dataset, CPU, "row_wise").exact(batch)
     assert now.head_P is not None
@@ -108,6 +111,10 @@ def test_a_value_head_starts_anew_and_a_frozen_policy_has_none(data: str, policy
     assert frozen.head_P is None
     torch.testing.assert_close(frozen.hidden_PD, now.hidden_PD)
     assert not frozen.hidden_PD.requires_grad
+    alone(planned(data, tmp_path / "model", **values(policy), epochs=1))
+    (note,) = checkpoint.load(checkpoint.find(str(tmp_path / "model")), found.train(0), dense)
+    assert note.endswith("has no such head: it starts from its initial values")
+    assert found.exact(batch).head_P.tolist() == now.head_P.tolist()  # type: ignore[union-attr]
 
 
 def test_the_audit_is_the_same_on_one_worker_and_on_two(
@@ -135,6 +142,8 @@ def test_what_is_refused(data: str, policy: str, tmp_path: Path) -> None:
     alone(planned(data, tmp_path / "model", **values(policy, imitation=0.0), epochs=1))
     with pytest.raises(InputError, match="is a reward model, no policy"):
         planned(data, tmp_path / "run", initial=str(tmp_path / "model"), algorithm={"name": "bc"})
+    with pytest.raises(InputError, match="reads histories of up to 20 events, and the policy has up to 21"):
+        planned(data, tmp_path / "run", model={**MODEL, "max_length": 21}, reward_model=str(tmp_path / "model"))
     constant = [[(item, 3.0, time) for item, _, time in user] for user in small_dataset.sequences(30, 40)]
     other = small_dataset.write(str(tmp_path / "constant"), constant, 40, lanes=1, shards=[[30]])
     with pytest.raises(InputError, match="every training reward is 3: a reward model has nothing to learn from"):

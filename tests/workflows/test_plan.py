@@ -13,7 +13,7 @@ from retilt.workflows.making import Maker
 from retilt.workflows.plan import Plan
 from retilt.workflows.presets import PRESETS
 from retilt.workflows.scheduling import Schedule
-from retilt.workflows.steps import Auditing, Evaluating, Failed, Measured, Outcome, Step, Trained, Training
+from retilt.workflows.steps import Auditing, Evaluating, Failed, Measured, Outcome, Predicting, Step, Trained, Training
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
 
@@ -24,13 +24,13 @@ def plan(**values: Any) -> Plan:
 
 
 def result(step: Step) -> Outcome:
-    """An outcome in which validation is best after the second epoch, and for exp_rsft at λ = 1."""
+    """An outcome in which validation is best after the second epoch, and for exp_rsft at λ = .69."""
     if isinstance(step.what, Evaluating):
-        return Measured({name: float(name.endswith("/0.44")) for name in step.what.wanted})
+        return Measured({name: float(name.endswith("/0.24")) for name in step.what.wanted})
     if not isinstance(step.what, Training):
         return None
     config = step.what.config
-    bonus = float(getattr(config.algorithm, "temperature", 1.0) == 1.0)
+    bonus = float(getattr(config.algorithm, "temperature", 0.69) == 0.69)
     values = [1.0 + bonus - abs(epoch - 1) / 100 for epoch in range(config.epochs)]
     return Trained(tuple({"validation/ndcg@10": value} for value in values), {"ess_ratio": 0.9})
 
@@ -64,15 +64,32 @@ def test_what_was_chosen_is_what_is_trained_again():
     start = found["seed-0/refit/bc@2"].training
     assert (start.protocol, start.initial, start.min_reward) == ("refit", None, 4.5)
     run = found["seed-0/refit/exp_rsft@2"].training
-    assert (run.algorithm.temperature, run.initial, run.learning_rate) == (1.0, "/out/seed-0/refit/bc", 1e-3)
+    assert (run.algorithm.temperature, run.initial, run.learning_rate) == (0.69, "/out/seed-0/refit/bc", 1e-3)
     assert found["seed-0/refit/dpo@2"].training.reward_model == "/out/seed-0/refit/reward_model"
-    assert found["seed-0/select/dpo/temperature-1-rate-0.3@1"].training.table_learning_rate == pytest.approx(0.015)
+    assert found["seed-0/select/dpo/temperature-0.69-rate-0.3@1"].training.table_learning_rate == pytest.approx(0.015)
     assert found["seed-0/refit/exp_rsft_permuted@2"].training.dataset == "/out/seed-0/data/exp_rsft_permuted"
+    for arm, policy in (("exp_rsft_predicted", None), ("exp_rsft_advantage", "/out/seed-0/refit/bc")):
+        made = found[f"seed-0/data/{arm}"].what
+        assert isinstance(made, Predicting)
+        assert (made.reward_model, made.policy) == ("/out/seed-0/refit/reward_model", policy)
+        control = found[f"seed-0/refit/{arm}@2"].training
+        assert (control.dataset, control.algorithm) == (made.output, run.algorithm)
     ess = found["seed-0/refit/exp_rsft_at_rsft_ess@2"].training.algorithm.temperature
     assert 3 < ess < 5  # ESS/n = .9 on uniform stars
     tilt = found["seed-0/test/tilt_item"].what
     assert isinstance(tilt, Evaluating)
-    assert tilt.config.tilts["tilt_item"].temperature == 0.44
+    assert tilt.config.tilts["tilt_item"].temperature == 0.24
+
+
+def test_watch_time_concludes_about_returns_and_chooses_by_rewards():
+    found = carried_out(Schedule(plan(preset="watch_time", arms=["tilt_item"])))
+    quantiles = []
+    for key in ("seed-0/select/tilt_item", "seed-0/test/tilt_item", "seed-0/test/bc"):
+        what = found[key].what
+        assert isinstance(what, Evaluating)
+        quantiles.append(what.config.return_quantile)
+    assert quantiles == [None, 0.75, 0.75]
+    assert (plan(preset="watch_time").make.headline, plan().make.headline) == ("high_return", "high_reward")
 
 
 def test_every_method_gets_the_same_number_of_trials():
@@ -122,8 +139,8 @@ def test_time_counts_only_the_epochs_that_a_run_has_not_had():
 
 def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():
     step = plan(preset="ml-1m").pretraining()
-    by_hand = {"dataset": "/data", "output": "/x", "min_reward": 4.5, "epochs": 30, "table": "row_wise", "seed": 0}
-    assert step.key == "seed-0/select/bc@30"
+    by_hand = {"dataset": "/data", "output": "/x", "min_reward": 4.5, "epochs": 60, "table": "row_wise", "seed": 0}
+    assert step.key == "seed-0/select/bc@60"
     assert identity_hash(step.training) == identity_hash(build(TrainConfig, by_hand))
 
 

@@ -13,6 +13,7 @@ from tests.data import small_dataset
 from retilt.cluster import session
 from retilt.config import build
 from retilt.config.reproduce import ReproduceConfig
+from retilt.data.dataset import Dataset
 from retilt.types import InputError, StorageError
 from retilt.workflows import reproduce
 
@@ -37,11 +38,14 @@ def config(output: Path, **values: Any) -> ReproduceConfig:
 def test_a_reproduction_ends_with_a_report_and_is_found_again(
     cluster: None, data: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = config(tmp_path, dataset=data, arms=["exp_rsft"])
+    one = config(tmp_path, dataset=data, arms=["exp_rsft", "exp_rsft_advantage"])
     found = reproduce.run(one)
-    assert set(found["arms"]) == {"bc", "exp_rsft"}
+    assert set(found["arms"]) == {"bc", *(one.arms or ())}
     assert found["arms"]["exp_rsft"]["test"]["high_reward"]["ndcg@10"]["versus"]["bc"]["low"] is not None
     assert found["not_run"] == []
+    assert found["protocol"]["headline"] == "high_reward"
+    new = Dataset.open(str(tmp_path / "seed-0" / "data" / "exp_rsft_advantage")).statistics("refit")
+    assert new["reward_min"] < 0 < new["reward_max"]
     assert "seed-0/test/exp_rsft done" in capsys.readouterr().out
     written = json.loads((tmp_path / "results.json").read_text())
     assert {"report.html", "report.md"} <= {file.name for file in tmp_path.iterdir()}

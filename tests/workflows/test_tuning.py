@@ -26,13 +26,13 @@ def test_every_method_has_as_many_different_trials(method: str, rewards: dict[st
         assert len({point.name for point in points}) == len(points) == trials
 
 
-def test_the_grid_of_temperatures_holds_the_papers_best():
+def test_the_grid_of_temperatures_is_in_the_unit_of_the_rewards_and_holds_the_papers_best():
     found = {point.algorithm["temperature"] for point in grid("exp_rsft", 10, STARS)}
-    assert found == {0.25, 0.5, 1.0, 2.0, 4.0}
+    assert found == {0.12, 0.29, 0.69, 1.7, 4.0}
 
 
 def test_a_baseline_of_rsft_leaves_the_best_rewards_some_weight():
-    assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 2.0, 4.0]
+    assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 1.5, 3.0]
 
 
 def test_of_equal_scores_the_first_goes_on():

@@ -9,14 +9,13 @@ of equation 3 of arXiv 2603.10279, so λ is comparable with ``exp_rsft``'s and i
 
 Draws never contain an item of the history, as in evaluation; log π is nevertheless the whole catalogue's. With m the
 mass of π on the history, the masked policy's log-probability is log π − log(1 − m). The last term is the same for all
-draws of a context, so it cancels in the difference of two of them (dpo), and its gradient is multiplied by an advantage
-whose mean over the context's draws is zero up to the error of the baseline (ppo). Nothing is lost but a pass over the
-history.
+draws of a context, so it cancels in the difference of two of them (dpo); ppo weights a context by 1 − m, which makes of
+a mean over draws a sum over the catalogue.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, cast
+from typing import cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -47,7 +46,6 @@ class Online(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
-    online: ClassVar[bool] = True
 
     temperature: float = Field(default=0.5, gt=0)
     """λ, the coefficient of KL(π ‖ π_ref) in the unit of the reward: small follows the reward model."""

@@ -1,12 +1,14 @@
 """Proximal policy optimisation against a reward model, with the exact divergence from where it started.
 
-    L = Σ_p [ −mean_k min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / SD + (λ/SD) · KL(π ‖ π_ref) + c · mean_k (V − r̂)² / MS ]
+    L = Σ_p [ −u · mean_k min(ρ A, clip(ρ, 1 − ε, 1 + ε) A) / SD + (λ/SD) · KL(π ‖ π_ref) + c · mean_k (V − r̂)² / MS ]
         / number of positions,   ρ = π(a | s) / π_old(a | s),   A = r̂ − baseline − mean
 
 which is E[r̂] − λ · KL of equation 3 of arXiv 2603.10279 (its optimum: π_ref · exp(r̂/λ) / Z), divided by SD. Mean and SD
 are those of r̂ − baseline over the draws of the *global* batch: whitening. The divergence is divided by SD too, so λ
 keeps its unit, and the value error by its own mean square MS before the first pass: no term depends on the reward's
-unit, and a V(s) that is far off at first does not outweigh the rest.
+unit, and a V(s) that is far off at first does not outweigh the rest. u is the probability that π_old gave to all items
+outside the history, of which alone draws are made: so u · mean_k stands for Σ π(a | s) A over them, an item of the
+history counts as one of advantage 0, and λ keeps its meaning beside a divergence that is the whole catalogue's.
 
     baseline = value   V(s), the policy's value head before the first pass
     baseline = group   mean of the context's other draws
@@ -67,13 +69,19 @@ def others_mean(reward_PK: Tensor) -> Tensor:
 
 
 def ppo_loss(
-    log_prob_PK: Tensor, log_old_PK: Tensor, worth: Advantage, kl_P: Tensor, temperature: float, clip: float
+    log_prob_PK: Tensor,
+    log_old_PK: Tensor,
+    worth: Advantage,
+    unseen_P: Tensor,
+    kl_P: Tensor,
+    temperature: float,
+    clip: float,
 ) -> Loss:
     """The module's equation without its value term, for one rank's positions; ``temperature`` in the reward's unit."""
     log_ratio_PK = log_prob_PK - log_old_PK
     ratio_PK = log_ratio_PK.exp()
     surrogate_PK = torch.minimum(ratio_PK * worth.whitened_PK, ratio_PK.clamp(1 - clip, 1 + clip) * worth.whitened_PK)
-    total = (temperature / worth.sd) * kl_P.sum() - surrogate_PK.mean(1).sum()
+    total = (temperature / worth.sd) * kl_P.sum() - (unseen_P * surrogate_PK.mean(1)).sum()
     with torch.no_grad():
         metrics = {
             "mean_ratio": ratio_PK,
@@ -120,7 +128,7 @@ class PPO(Online):
             baseline_PK = batch.value_P[:, None].expand_as(reward_PK)
         worth, kl_P = advantage(reward_PK, baseline_PK), now.kl(batch.reference)
         log_prob_PK = now.log_prob(batch.item_PK)
-        found = ppo_loss(log_prob_PK, batch.log_old_PK, worth, kl_P, self.temperature, self.clip)
+        found = ppo_loss(log_prob_PK, batch.log_old_PK, worth, batch.unseen_P, kl_P, self.temperature, self.clip)
         metrics = {**found.metrics, **state_of(now, batch, kl_P)}
         if self.baseline == "group":
             return Loss(found.total, found.count, metrics)

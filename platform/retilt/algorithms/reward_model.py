@@ -30,11 +30,13 @@ def reward_model_loss(predicted_P: Tensor, reward_P: Tensor, log_prob_P: Tensor 
     total = error_P.square().sum()
     with torch.no_grad():
         metrics = {"mse": total.detach(), "mae": error_P.abs().sum(), "predicted_reward": predicted_P.sum()}
+    count = torch.full_like(total.detach(), len(reward_P))
+    metrics["positions"] = count  # a batch has those of other users too
     if log_prob_P is not None:
         nll = -log_prob_P.sum()
         metrics["nll"] = nll.detach()
         total = total + imitation * nll
-    return Loss(total, torch.full_like(total, len(reward_P)), {name: each.detach() for name, each in metrics.items()})
+    return Loss(total, count, {name: each.detach() for name, each in metrics.items()})
 
 
 class RewardModel(BaseModel):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +51,14 @@ def plan(config: EvaluateConfig) -> Planned:
     """Check an evaluation's inputs.
 
     Raises:
-        InputError: data set, policy or reward model absent or damaged, other vocabularies, a part that a policy trained
-            on.
+        InputError: data set, policy or reward model absent or damaged, other vocabularies, a part that a policy or the
+            reward model of a tilt trained on.
     """
     dataset = Dataset.open(config.dataset)
     dataset.require_files()
     check_world(dataset.lanes, config.workers)
     policies = {name: checkpoint.find(storage.absolute(uri)) for name, uri in config.policies.items()}
-    reward_models = {name: find_reward_model(uri, dataset)[0] for name, uri in config.reward_models.items()}
+    reward_models = {name: find_reward_model(uri, dataset) for name, uri in config.reward_models.items()}
     identities: dict[str, dict[str, Any]] = {}
     warnings: dict[str, list[str]] = {}
     for name, place in policies.items():
@@ -69,7 +69,8 @@ def plan(config: EvaluateConfig) -> Planned:
         identity, found = _identity(place, dataset, config)
         model = None
         if tilt.reward_model is not None:
-            model = reward_models.get(tilt.reward_model) or find_reward_model(tilt.reward_model, dataset)[0]
+            model, taught_by = reward_models.get(tilt.reward_model) or find_reward_model(tilt.reward_model, dataset)
+            found = list(dict.fromkeys([*found, *_unverified(taught_by, dataset, config)]))
             identity["reward_model"] = {"uri": model, "fingerprint": checkpoint.fingerprint(model)}
         tilted[name] = {"policy": place, "reward_model": model}
         for each, temperature in tilt.temperatures(name).items():
@@ -80,7 +81,7 @@ def plan(config: EvaluateConfig) -> Planned:
         "config": plain(config),
         "dataset": storage.absolute(config.dataset),
         "policies": policies,
-        "reward_models": reward_models,
+        "reward_models": {name: place for name, (place, _) in reward_models.items()},
         "tilted": tilted,
     }
     return Planned(config, dataset, arguments, identities, warnings)
@@ -91,7 +92,6 @@ def _identity(place: str, dataset: Dataset, config: EvaluateConfig) -> tuple[dic
     state = checkpoint.read_state(place)
     checkpoint.require_policy(state, place)
     require_vocabulary(state, dataset, place)
-    warning = check_lineage(state["lineage"], dataset.manifest, config.part)
     identity = {
         "uri": place,
         "fingerprint": checkpoint.fingerprint(place),
@@ -102,7 +102,13 @@ def _identity(place: str, dataset: Dataset, config: EvaluateConfig) -> tuple[dic
         "config_sha256": state["config_sha256"],
         "lineage": state["lineage"],
     }
-    return identity, [warning] if warning else []
+    return identity, _unverified(state["lineage"], dataset, config)
+
+
+def _unverified(lineage: Sequence[Mapping[str, Any]], dataset: Dataset, config: EvaluateConfig) -> list[str]:
+    """The warning that a lineage gives rise to, if any; InputError where it has trained on the part."""
+    warning = check_lineage(lineage, dataset.manifest, config.part)
+    return [warning] if warning else []
 
 
 def run(config: EvaluateConfig, dry_run: bool = False) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from retilt.config import EvaluateConfig, model_of, place_table
 from retilt.config.evaluate import Tilt
 from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
-from retilt.evaluation import avg_reward, positions
+from retilt.evaluation import avg_reward, positions, returns
 from retilt.evaluation.gains import Further
 from retilt.evaluation.groups import divide
 from retilt.evaluation.lists import Lists
@@ -68,6 +68,8 @@ class Share:
         self.train_counts = self.dataset.train_counts(first["lineage"][-1]["protocol"])
         part = self.config.part
         self.division = divide(self.dataset, part, self.train_counts) if self.config.groups else None
+        quantile = self.config.return_quantile
+        self.high_return = None if quantile is None else returns.bound(self.dataset, part, quantile)
         self.judges = {name: self._reward_model(place) for name, place in arguments["reward_models"].items()}
         if self.judges:
             self.last = positions.threshold(self.dataset, part, avg_reward.POSITIONS, avg_reward.SEED)
@@ -124,7 +126,7 @@ class Share:
             )
         targets = tally(
             policy, self._batches(loaded), train_counts=loaded.train_counts, min_reward=config.min_reward,
-            low_reward=config.low_reward, division=self.division,
+            low_reward=config.low_reward, high_return=self.high_return, division=self.division,
             also=[each for each in (lists, pairs) if each is not None],
             replicates=config.replicates, seed=config.seed, device=self.device,
         )  # fmt: skip
@@ -146,7 +148,8 @@ class Share:
         targets = {
             temperature: Targets(
                 train_counts=loaded.train_counts, min_reward=self.config.min_reward, replicates=self.config.replicates,
-                seed=self.config.seed, device=self.device, low_reward=self.config.low_reward, division=self.division,
+                seed=self.config.seed, device=self.device, low_reward=self.config.low_reward,
+                high_return=self.high_return, division=self.division,
             )
             for temperature in temperatures.values()
         }  # fmt: skip

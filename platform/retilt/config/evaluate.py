@@ -55,6 +55,10 @@ class EvaluateConfig(Settings):
     low_reward: float | None = Field(None, allow_inf_nan=False)
     """Targets of at most this reward: how often they are still recommended, and (with `min_reward`) pairs of a high
     and a low target of the same user; null leaves both out."""
+    return_quantile: float | None = Field(None, gt=0, lt=1)
+    """Targets of users of a high return (mean reward of the targets) form the group `high_return`, which conclusions
+    are then about: high from this quantile on of the users' means over their last k events before the part; null leaves
+    that group out."""
     groups: bool = False
     """Who gains: groups of targets by activity, popularity and tied times; coverage, Gini and popularity of lists."""
     reward_models: dict[str, str] = Field({})

@@ -18,15 +18,12 @@ PAPER_LIKE = ("dpo_paper", "ppo_paper")
 """The same methods with the settings that the paper seems to have used."""
 TILTS = ("tilt_item", "tilt_rm")
 """BC tilted without training; of the controls of exp_rsft."""
-CONTROLS = (
-    "exp_rsft_permuted",
-    "exp_rsft_item_mean",
-    "exp_rsft_at_rsft_ess",
-    "exp_rsft_trajectory",
-)
+PREDICTED = ("exp_rsft_predicted", "exp_rsft_advantage")
+"""exp_rsft on rewards that a reward model has made of the logged ones."""
+CONTROLS = ("exp_rsft_permuted", "exp_rsft_item_mean", "exp_rsft_at_rsft_ess", "exp_rsft_trajectory", *PREDICTED)
 """exp_rsft with one thing changed that could explain its gain away."""
 ONLINE = ("dpo", "ppo", "dpo_paper", "ppo_paper")
-"""What learns from a reward model."""
+"""What learns from a reward model's opinion of the policy's own choices."""
 ARMS = (*TUNED, *PAPER_LIKE, *TILTS, *CONTROLS)
 """Everything that is compared with ``bc``, which is always there."""
 

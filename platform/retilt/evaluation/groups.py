@@ -1,8 +1,8 @@
 """Groups of targets that tell for whom a policy is better: by the user's activity, the item's popularity, tied times.
 
 They divide the targets of the headline group (``high_return`` where there is one, else ``high_reward``, else ``all``),
-so that each group's difference is a part of the difference that the report is about. Bounds follow from the data set alone: all policies
-are compared on the same targets.
+so that each group's difference is a part of the difference that the report is about. Bounds follow from the data set
+alone: all policies are compared on the same targets.
 
 Legend: P targets, U users, V items, G groups.
 """

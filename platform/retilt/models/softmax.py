@@ -245,6 +245,17 @@ class CatalogueSoftmax:
         return rows.own(rows.sum_(here.items(log_mass_NT, share_NK, mine_NK)), len(key_P))
 
     @torch.no_grad()
+    def unseen(self, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
+        """Probability of all items but the seen ones, (P,); arguments as of ``sample``. Collective where sharded."""
+        rows = self.rows
+        hidden_ND, seen = rows.gather(self.hidden_PD) * LOG2_E, self._seen(seen_item, seen_length_P)
+        bias_R = rows.tile_bias(hidden_ND.dtype)
+        masses = sampling.Masses(hidden_ND, self.rows_RD, bias_R, rows.first, seen)
+        log_mass_N = sampling.total(rows.of_each(sampling.total(masses.of_tiles())).T)
+        unseen_N = (log_mass_N - _log_normaliser(hidden_ND, self.rows_RD, bias_R, rows)).exp2().to(hidden_ND)
+        return rows.own(unseen_N, len(seen_length_P))
+
+    @torch.no_grad()
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """Exact rank of one item per position among active, unseen items (1 = best; last among equals), int64.
 

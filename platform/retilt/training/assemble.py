@@ -120,7 +120,8 @@ def assemble_for(
     if isinstance(config.algorithm, RewardModel) and config.algorithm.variant == "strong":
         chosen = config.algorithm.chosen
         assert isinstance(policy.network.head, RewardHead)
-        policy.network.head.set_item_bias(*item_rewards(dataset, config.protocol, device, chosen))
+        of_items = item_rewards(dataset, config.protocol, device, chosen)
+        policy.network.head.set_item_bias(*(each.to(device) for each in of_items))
     return policy, dense
 
 

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 
 from retilt import artifact, ranks, storage
 from retilt.lease import LEASE
+from retilt.models.heads import RewardHead
 from retilt.models.policy import CataloguePolicy
 from retilt.types import DamagedError, InputError
 
@@ -169,8 +170,13 @@ def read_state(uri: str) -> dict[str, Any]:
 
 def require_policy(state: Mapping[str, Any], place: str) -> None:
     """Raise InputError where a checkpoint is a reward model's: its trunk is no longer the policy it was copied from."""
-    if state["config"]["algorithm"]["name"] == "reward_model":
+    if _of_rewards(state):
         raise InputError(f"{place} is a reward model, no policy; give the policy that it started from, or another one")
+
+
+def _of_rewards(state: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is a reward model's: what its head says then is a reward, else the value of a state."""
+    return bool(state["config"]["algorithm"]["name"] == "reward_model")
 
 
 def fingerprint(uri: str) -> str:
@@ -182,24 +188,24 @@ def load(uri: str, policy: CataloguePolicy, dense: torch.optim.Adam | None) -> l
     """Copy a checkpoint into a policy, and into its optimizers where ``dense`` is given; returns notes for the user.
 
     Every rank reads the dense part and the ranges of rows it needs, and waits for no other. Optimizer state of another
-    kind than the policy's (Adam's for row-wise Adagrad, say) is left out and noted, as is a head that it has not. A
-    head that the policy has not is passed over.
+    kind than the policy's (Adam's for row-wise Adagrad, say) is left out and noted, as is a head that it has not, or
+    one of states where the policy's is of rewards. A head that the policy has not is passed over.
 
     Raises:
         InputError: a file is absent, damaged, or of other sizes.
     """
-    manifest = _manifest(uri)
-    notes, there = list[str](), {entry["path"] for entry in manifest["files"]}
+    manifest, state, notes = _manifest(uri), read_state(uri), list[str]()
+    there = {entry["path"] for entry in manifest["files"]}
     for kind, module in _modules(policy).items():
-        if kind == "head" and "head.safetensors" not in there:
-            notes.append(f"{uri} has no head: it starts from its initial values")
+        if kind == "head" and ("head.safetensors" not in there or _of_rewards(state) != isinstance(module, RewardHead)):
+            notes.append(f"{uri} has no such head: it starts from its initial values")
             continue
         _load_module(uri, manifest, kind, module)
         if dense is not None:
             saved = _verified(uri, manifest, f"{kind}-optimizer.safetensors")
             for name, value in _optimizer_state(module, dense).items():
                 value.copy_(ranks.spread_like(saved[name], value))
-    items, with_optimizer = int(read_state(uri)["items"]), dense is not None
+    items, with_optimizer = int(state["items"]), dense is not None
     return [*notes, *_load_table(uri, manifest, policy, items, with_optimizer)]
 
 

@@ -21,12 +21,14 @@ def explore(policy: CataloguePolicy, companions: Companions, algorithm: Online, 
     if algorithm.contexts is not None:
         batch = batch.contexts(chosen(batch, policy.keys(batch), algorithm.contexts))
     now, reference = distribution(policy, batch), companions.reference.exact(batch)
-    item_PK = now.sample(algorithm.draws, policy.keys(batch), *batch.history())
+    history = batch.history()
+    item_PK = now.sample(algorithm.draws, policy.keys(batch), *history)
     return Explored(
         **vars(batch),
         item_PK=item_PK,
         reward_PK=companions.reward.score(batch, item_PK),
         log_old_PK=now.log_prob(item_PK),
+        unseen_P=now.unseen(*history),
         log_reference_PK=reference.log_prob(item_PK),
         value_P=now.head_P,
         reference=reference,

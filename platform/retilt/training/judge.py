@@ -98,7 +98,6 @@ class Judge:
                 self.models["reward_model"] = load_reward_model(config.reward_model, dataset, device, placement)
         if config.judge is not None:
             self.models["judge"] = load_reward_model(config.judge, dataset, device, placement)
-        self.names = (*self.models, "entropy", "kl")
         self._last = positions.threshold(dataset, "validation", avg_reward.POSITIONS, avg_reward.SEED)
         self._start: tuple[Tally, Tally] | None = None
 
@@ -116,7 +115,7 @@ class Judge:
         if ranks.broadcast_object(
             together(lambda: all(storage.exists(storage.join(each, MANIFEST)) for each in places))
         ):
-            truth, scores = together(lambda: (tallies.read(places[0])[0], tallies.read(places[1], self.names)[0]))
+            truth, scores = together(lambda: (tallies.read(places[0])[0], tallies.read(places[1])[0]))
             self._start = truth, scores
             return
         with _evaluated(self.reference):

@@ -88,7 +88,7 @@ def _update(
 ) -> StepResult:
     """One optimizer update, with the policy in training mode. Collective."""
     loss = algorithm.loss(policy, batch, statistics)
-    metrics = {**loss.metrics, "positions": batch.supervised_BT.sum()}
+    metrics = {"positions": batch.supervised_BT.sum(), **loss.metrics}
     names = sorted(metrics)
     packed = torch.stack(
         [loss.count.double(), loss.total.detach().double(), *(metrics[name].double() for name in names)]

@@ -19,8 +19,6 @@ from retilt.workflows.running import AUDIT, AVG_REWARD, MEASURED, PAIRS, RANKS
 from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, Training, best_epoch
 from retilt.workflows.tuning import Point
 
-GROUP = "high_reward"
-"""What conclusions are about."""
 JUDGED = {"kl": "judge/kl", "entropy": "judge/entropy", "avg_reward": "judge/reward_model"}
 """What an epoch's record may hold of a policy beside the metrics of ranks, by its name in a curve."""
 
@@ -44,7 +42,7 @@ class Collector:
             "dataset": self._described(),
             "protocol": {
                 "split": self.data.manifest["split"]["name"], "k": self.data.k, "min_reward": plan.make.high,
-                "seeds": plan.seeds, "epochs": plan.last, "trials": plan.trials, "headline": GROUP,
+                "seeds": plan.seeds, "epochs": plan.last, "trials": plan.trials, "headline": plan.make.headline,
                 "commands": [self.command],
             },
             "identity": {"code": code_version(), "bootstrap": {"replicates": config.replicates, "seed": 0}},
@@ -52,7 +50,7 @@ class Collector:
             "arms": self._arms(ranks),
             "not_run": self._not_run(ranks),
         }  # fmt: skip
-        if primary := seeds.primary(ranks, GROUP):
+        if primary := seeds.primary(ranks, plan.make.headline):
             found["primary"] = primary
         if sweep := self._sweep(ranks):
             found["lambda"] = sweep
@@ -65,7 +63,7 @@ class Collector:
             found["warnings"] += audit.warnings(audited)
         if "bc" in ranks:
             tally = ranks["bc"][min(ranks["bc"])]
-            found["dataset"]["high_targets"] = {"test": tally.count("n", GROUP)}
+            found["dataset"]["high_targets"] = {"test": tally.count("n", plan.make.headline)}
         return found
 
     def _described(self) -> dict[str, Any]:
@@ -186,7 +184,8 @@ class Collector:
                     if (tally := self._tally(seed, f"lambda/{temperature:g}/{which}", which, RANKS)) is not None:
                         sweep.setdefault(temperature, {})[seed] = tally
         opponents: dict[str, dict[int, Tally]] = {name: ranks[name] for name in ("bc", "top_rated") if name in ranks}
-        found = seeds.temperatures(epochs, float(chosen.point.algorithm["temperature"]), GROUP, opponents)
+        best = float(chosen.point.algorithm["temperature"])
+        found = seeds.temperatures(epochs, best, self.plan.make.headline, opponents)
         return [{**each, "ess": ess.get(each["temperature"])} for each in found]
 
     def _shifts(self) -> Iterator[dict[str, Any]]:

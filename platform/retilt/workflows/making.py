@@ -11,7 +11,7 @@ from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.config.reproduce import ReproduceConfig
 from retilt.data.derive import Derivation
 from retilt.workflows.presets import Preset
-from retilt.workflows.steps import Auditing, Deriving, Evaluating, Step, Training
+from retilt.workflows.steps import Auditing, Deriving, Evaluating, Predicting, Step, Training
 from retilt.workflows.tuning import Point
 
 Protocol = Literal["select", "refit"]
@@ -20,6 +20,8 @@ COSTS = {"dpo": 3.0, "ppo": 6.0, "reward_model": 1.5}
 """An epoch of an objective, in epochs of behaviour cloning; 1 if absent."""
 EVALUATION, JUDGING, TILTING = 0.5, 1.0, 4.0
 """What an evaluation costs: ranks, each reward model's opinion of draws, a tilt by a reward model."""
+PREDICTION, ADVANTAGE = 1.0, 3.0
+"""What it costs to predict all training rewards, and to draw items beside each and predict theirs."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,15 @@ class Maker:
     dataset: str
     """URI of the data set."""
     high: float
-    """Smallest reward of the headline group of targets."""
+    """Smallest reward of the group ``high_reward`` of targets."""
     low: float
     """Largest reward of the group that should be recommended less."""
     _made: dict[tuple[str, str, tuple[str, ...]], Step] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def headline(self) -> str:
+        """The group of test targets that conclusions are about."""
+        return "high_reward" if self.preset.return_quantile is None else "high_return"
 
     def place(self, *parts: str) -> str:
         """A folder below the output."""
@@ -59,7 +66,7 @@ class Maker:
         """A run from the policy of ``start``, on ``data`` in place of the data set, learning from ``reward_model``."""
         values: dict[str, Any] = {"initial": start.training.output, "model": None}
         if data is not None:
-            assert isinstance(data.what, Deriving)
+            assert isinstance(data.what, Deriving | Predicting)
             values["dataset"] = data.what.output
         if reward_model is not None:
             values["reward_model"] = reward_model.training.output
@@ -121,6 +128,7 @@ class Maker:
             "dataset": self.dataset, "policies": {"untilted" if tilt else name: run.training.output},
             "output": self.place(key), "part": part, "min_reward": self.high,
             "low_reward": self.low if further else None, "groups": further, "reward_models": models,
+            "return_quantile": self.preset.return_quantile if part == "test" else None,
             "tilts": tilts, "replicates": self.config.replicates, "workers": self.config.workers,
             "threads": self.config.threads, "device": self.config.device, "storage": self.config.storage,
             "table": self.preset.training.get("table", "auto"),
@@ -144,3 +152,14 @@ class Maker:
         """A data set with other training rewards, or fewer users."""
         values = {"source": self.dataset, "change": dict(change), "seed": seed, "protocol": protocol}
         return Step(key, Deriving(build(Derivation, values), self.place(key)), (), EVALUATION)
+
+    def prediction(self, key: str, reward_model: Step, policy: Step | None, seed: int, protocol: Protocol) -> Step:
+        """A data set with predicted training rewards, or with r − V̂(s) where V̂ is over draws of a ``policy``."""
+        settings = {
+            "protocol": protocol, "seed": seed, "table": self.preset.training.get("table", "auto"),
+            "device": self.config.device,
+        }  # fmt: skip
+        drawn_from = None if policy is None else policy.training.output
+        what = Predicting(self.dataset, reward_model.training.output, drawn_from, self.place(key), settings)
+        needs = tuple(step.key for step in (reward_model, policy) if step is not None)
+        return Step(key, what, needs, PREDICTION if policy is None else ADVANTAGE)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from retilt.algorithms.exp_rsft import temperature_of_ess
-from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, TILTS, TUNED
+from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, PREDICTED, TILTS, TUNED
 from retilt.workflows import tuning
 from retilt.workflows.making import Maker, Protocol
 from retilt.workflows.steps import Done, Failed, Measured, Step, Trained, best_epoch
@@ -83,8 +83,8 @@ class Plan:
 
     @property
     def judged(self) -> bool:
-        """Whether reward models are trained: some arm learns from one."""
-        return any(arm in ONLINE or arm == "tilt_rm" for arm in self.arms)
+        """Whether reward models are trained: some arm needs one."""
+        return any(arm in (*ONLINE, *PREDICTED, "tilt_rm") for arm in self.arms)
 
     def steps(self, done: Done) -> Iterator[Step]:
         """Every step whose configuration is known, done or not, in the order in which they matter."""
@@ -141,7 +141,7 @@ class Plan:
         first = self.seeds[0]
         judge = self.reward_model("select", first, "reward_model", done) if arm == "tilt_rm" else None
         key = f"seed-{first}/select/{arm}"
-        grid = tuning.lambdas(self.trials)
+        grid = tuning.lambdas(self.trials, self.rewards)
         return self.make.evaluation(key, "validation", self.pretraining(), arm, tilt=grid, by=judge, further=False)
 
     def _turns(self, arm: str, done: Done) -> list[tuple[Point, int]]:
@@ -215,8 +215,8 @@ class Plan:
         chosen, data = self.chosen(arm, done), None
         if arm in CONTROLS:
             chosen = self.control(arm, done)
-            if chosen is not None and arm in CHANGED:
-                data = self.make.derivation(f"seed-{seed}/data/{arm}", CHANGED[arm], seed, "refit")
+            data = None if chosen is None else self._changed(arm, seed, done)
+            if data is not None:
                 yield data
         if chosen is not None:
             teacher = self.reward_model("refit", seed, "reward_model", done) if arm in ONLINE else None
@@ -226,10 +226,21 @@ class Plan:
             yield run
             yield self.test(seed, arm, run, done)
 
+    def _changed(self, arm: str, seed: int, done: Done) -> Step | None:
+        """The data set with the training rewards that a control sees; None where they are the logged ones."""
+        key = f"seed-{seed}/data/{arm}"
+        if arm in CHANGED:
+            return self.make.derivation(key, CHANGED[arm], seed, "refit")
+        if arm in PREDICTED:
+            policy = self.start("refit", seed, done) if arm == "exp_rsft_advantage" else None
+            model = self.reward_model("refit", seed, "reward_model", done)
+            return self.make.prediction(key, model, policy, seed, "refit")
+        return None
+
     def control(self, arm: str, done: Done) -> Chosen | None:
         """exp_rsft as it was chosen, with one thing changed that could explain its gain; None before it is known."""
         chosen = self.chosen("exp_rsft", done)
-        if chosen is None or arm in CHANGED:
+        if chosen is None or arm in CHANGED or arm in PREDICTED:
             return chosen
         if arm == "exp_rsft_trajectory":
             settings: dict[str, Any] = {"level": "trajectory", "temperature": 1.0}

@@ -29,6 +29,9 @@ class Preset:
     """Rewards from here on make the headline group of targets; None: from the quantile HIGH of the training rewards."""
     low_reward: float | None = 2.0
     """Rewards up to here make the group that should be recommended less; None: up to the quantile LOW."""
+    return_quantile: float | None = None
+    """From which quantile of the users' returns on their test targets are the headline group, as in the paper's Table
+    6; None: the headline is about rewards. Validation chooses by rewards in any case."""
     preparation: Mapping[str, Any] = field(default_factory=dict)
     """What preparing the data set needs beside the defaults."""
     simulation: Mapping[str, Any] | None = None
@@ -68,7 +71,7 @@ PRESETS = {
         source=None,
         training={"batch_users": 32, "table": "row_wise"},
         pretraining_epochs=20, epochs=(1, 3, 6), paper_epochs=6, trials=6, reward_epochs=5,
-        min_reward=None, low_reward=None,
+        min_reward=None, low_reward=None, return_quantile=0.75,
         simulation={"preset": "watch_time", "users": 4_000, "items": 3_000, "events": 400_000},
     ),
 }  # fmt: skip

@@ -14,12 +14,22 @@ from retilt.config import TrainConfig
 from retilt.data import derive
 from retilt.data.dataset import Dataset
 from retilt.evaluation import lists, tallies
-from retilt.training import audit, loop, planning
+from retilt.training import audit, checkpoint, loop, planning, predicted
 from retilt.training.parallel import choose_device
 from retilt.training.planning import Sizes
 from retilt.training.run import RESULT, check_output, find_reward_model, finished, plan_run
 from retilt.types import InputError
-from retilt.workflows.steps import Auditing, Deriving, Evaluating, Measured, Outcome, Step, Trained, Training
+from retilt.workflows.steps import (
+    Auditing,
+    Deriving,
+    Evaluating,
+    Measured,
+    Outcome,
+    Predicting,
+    Step,
+    Trained,
+    Training,
+)
 
 AUDIT = "audit.json"
 MEASURED = "measured.json"
@@ -35,7 +45,7 @@ def look(step: Step) -> tuple[bool, Outcome]:
         InputError: its folder holds something else.
     """
     what = step.what
-    if isinstance(what, Deriving):
+    if isinstance(what, Deriving | Predicting):
         return storage.exists(storage.join(what.output, artifact.MANIFEST)), None
     if isinstance(what, Auditing):
         return storage.exists(storage.join(what.output, AUDIT)), None
@@ -59,6 +69,9 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
         return _evaluate(what, lane)
     if isinstance(what, Auditing):
         _audit(what, lane)
+        return None
+    if isinstance(what, Predicting):
+        _predict(what, lane)
         return None
     config = what.config
     derive.derive(config.source, what.output, config.change, config.seed, config.protocol)
@@ -96,6 +109,20 @@ def _audit(what: Auditing, lane: Lane) -> None:
     arguments = {**what.settings, "dataset": what.dataset, "reward_models": models, "part": "test"}
     found = lane.call(audit.work, arguments, checkpoints=False)
     storage.write_json(storage.join(what.output, AUDIT), found["audit"])
+
+
+def _predict(what: Predicting, lane: Lane) -> None:
+    data = Dataset.open(what.dataset)
+    model, policy = find_reward_model(what.reward_model, data)[0], None
+    if what.policy is not None:
+        policy = checkpoint.find(storage.absolute(what.policy))
+        if checkpoint.read_state(policy)["config"]["softmax"] == "sampled":
+            raise InputError(
+                f"{policy} was trained with a sampled softmax, so its catalogue is too large to draw from at every "
+                "trained position, as V(s) needs it"
+            )
+    arguments = {**what.settings, "dataset": what.dataset, "output": what.output, "reward_model": model}
+    lane.call(predicted.work, {**arguments, "policy": policy}, checkpoints=False)
 
 
 def _evaluate(what: Evaluating, lane: Lane) -> Measured:

@@ -37,6 +37,21 @@ class Deriving:
 
 
 @dataclass(frozen=True)
+class Predicting:
+    """A data set with training rewards that a reward model makes; its outcome is None."""
+
+    dataset: str
+    """URI of the original."""
+    reward_model: str
+    """URI of its run."""
+    policy: str | None
+    """URI of the run whose draws are what r is measured from; None: predicted rewards in place of advantages."""
+    output: str
+    settings: Mapping[str, Any]
+    """``protocol``, ``seed``, ``table`` and ``device`` of ``training.predicted.work``."""
+
+
+@dataclass(frozen=True)
 class Auditing:
     """Reward models on the rewards of the test part, beside baselines; its outcome is None."""
 
@@ -83,7 +98,7 @@ class Step:
 
     key: str
     """Its place below the output, of a run with the number of epochs behind an ``@``: a run may go on later."""
-    what: Training | Evaluating | Deriving | Auditing
+    what: Training | Evaluating | Deriving | Predicting | Auditing
     needs: tuple[str, ...] = ()
     """Keys of the steps before it."""
     cost: float = 1.0

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
-LAMBDAS = (0.25, 4.0)
-"""Ends of the grid of λ, in the unit of the reward: from nearly top-rated to nearly BC on 1 to 5 stars."""
+LAMBDAS = (0.03, 1.0)
+"""Ends of the grid of λ as shares of the rewards' range: from top-rated but in name to nearly BC on 1 to 5 stars."""
+BASELINES = 0.5
+"""Largest baseline of rsft as a share of the rewards' range; from three quarters on it is top-rated on 1 to 5 stars."""
 RATES = (0.03, 3.0)
 """Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
 PAIR = (1.0, 0.3)
@@ -75,10 +77,12 @@ def grid(method: str, trials: int, rewards: Mapping[str, Any]) -> list[Point]:
     """The ``trials`` points that a method is tuned over; ``rewards`` are the statistics of the training rewards."""
     half = trials // 2
     if method in ("exp_rsft", "ppo", "dpo"):
-        return [Point({"name": method, "temperature": each}, factor) for each in lambdas(half) for factor in PAIR]
+        return [
+            Point({"name": method, "temperature": each}, factor) for each in lambdas(half, rewards) for factor in PAIR
+        ]
     if method == "rsft":
         low, high = _ends(rewards)
-        baselines = [_rounded(each) for each in np.linspace(min(0.0, low), low + 0.75 * (high - low), half)]
+        baselines = [_rounded(each) for each in np.linspace(min(0.0, low), low + BASELINES * (high - low), half)]
         return [Point({"name": method, "baseline": each}, factor) for each in baselines for factor in PAIR]
     if method == "top_rated":
         # The largest reward alone means nothing where rewards are continuous.
@@ -90,9 +94,10 @@ def grid(method: str, trials: int, rewards: Mapping[str, Any]) -> list[Point]:
     return [Point({"name": "bc"}, factor) for factor in rates(trials)]
 
 
-def lambdas(number: int) -> list[float]:
-    """The grid of λ, equally spaced on a logarithmic scale."""
-    return [_rounded(each) for each in np.geomspace(*LAMBDAS, number)]
+def lambdas(number: int, rewards: Mapping[str, Any]) -> list[float]:
+    """The grid of λ, in the unit of the rewards, equally spaced on a logarithmic scale."""
+    low, high = _ends(rewards)
+    return [_rounded((high - low) * each) for each in np.geomspace(*LAMBDAS, number)]
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:

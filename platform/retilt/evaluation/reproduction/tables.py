@@ -44,7 +44,9 @@ def sizes(results: Results) -> Table:
     if published and published.sizes:
         rows.append([f"{published.name} in the paper", *published.sizes])
     least = results["protocol"].get("min_reward")
-    kind = {"high_reward": f" (reward ≥ {least})", "high_return": " (high return)"}.get(headline(results), "")
+    kind = "" if least is None else f" (reward ≥ {least:g})"
+    if headline(results) == "high_return":
+        kind = " (high return)"
     return Table(["Data set", "Users", "Items", "Interactions a user", f"Test targets{kind}"], rows)
 
 
