@@ -246,14 +246,17 @@ class CatalogueSoftmax:
 
     @torch.no_grad()
     def unseen(self, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
-        """Probability of all items but the seen ones, (P,); arguments as of ``sample``. Collective where sharded."""
+        """Probability of all items but the seen ones, (P,); arguments as of ``sample``. Collective where sharded.
+
+        Worked out in float64: rounded to the hidden states' precision it is the same however the rows are shared out.
+        """
         rows = self.rows
-        hidden_ND, seen = rows.gather(self.hidden_PD) * LOG2_E, self._seen(seen_item, seen_length_P)
+        hidden_ND, seen = rows.gather(self.hidden_PD).double() * LOG2_E, self._seen(seen_item, seen_length_P)
         bias_R = rows.tile_bias(hidden_ND.dtype)
         masses = sampling.Masses(hidden_ND, self.rows_RD, bias_R, rows.first, seen)
         log_mass_N = sampling.total(rows.of_each(sampling.total(masses.of_tiles())).T)
-        unseen_N = (log_mass_N - _log_normaliser(hidden_ND, self.rows_RD, bias_R, rows)).exp2().to(hidden_ND)
-        return rows.own(unseen_N, len(seen_length_P))
+        unseen_N = (log_mass_N - _log_normaliser(hidden_ND, self.rows_RD, bias_R, rows)).exp2()
+        return rows.own(unseen_N, len(seen_length_P)).to(self.hidden_PD)
 
     @torch.no_grad()
     def ranks(self, item_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:

@@ -98,6 +98,7 @@ def plan_run(config: TrainConfig) -> PlannedRun:
         }
     )
     _require_companions(config)
+    _require_windows(config)
     lineage.append(dataset.lineage(config.protocol, storage.name(config.output)))
     identity = identity_hash(config, **facts)
     return PlannedRun(config, lineage, identity, dataset, warning)
@@ -130,20 +131,20 @@ def find_reward_model(uri: str, dataset: Dataset) -> tuple[str, list[dict[str, A
     return place, list(state["lineage"])
 
 
-def _require_window(key: str, place: str, model: Model) -> None:
+def _require_windows(config: TrainConfig) -> None:
     """Raise InputError where a reward model reads fewer events than the policy whose histories it is to score."""
-    if (length := model_of(checkpoint.read_state(place), place).max_length) < model.max_length:
-        raise InputError(
-            f"{key}: {place} reads histories of up to {length} events, and the policy has up to {model.max_length}; "
-            "train the reward model from this policy, or from one whose model.max_length is at least as large"
-        )
+    assert config.model is not None
+    longest = config.model.max_length
+    for key, place in (("reward_model", config.reward_model), ("judge", config.judge)):
+        if place is not None and (length := model_of(checkpoint.read_state(place), place).max_length) < longest:
+            raise InputError(
+                f"{key}: {place} reads histories of up to {length} events, and the policy has up to {longest}; train "
+                "the reward model from this policy, or from one whose model.max_length is at least as large"
+            )
 
 
 def _require_companions(config: TrainConfig) -> None:
     """Raise InputError where an objective lacks a model that it starts or learns from; ``config`` resolved."""
-    for key, place in (("reward_model", config.reward_model), ("judge", config.judge)):
-        if place is not None and config.model is not None:
-            _require_window(key, place, config.model)
     if isinstance(config.algorithm, RewardModel) and config.initial is None:
         raise InputError(
             "algorithm = 'reward_model' needs initial, the policy whose trunk it is a head on; jobs/pretrain.py trains "

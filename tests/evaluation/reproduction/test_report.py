@@ -180,7 +180,7 @@ def test_one_seed_is_said_to_be_one_in_the_layout_of_table_6() -> None:
     assert "| none (one seed) |" in text
     assert "held (one seed: no claim beyond these trained policies)" in text
     assert "## Methods (in the layout of Table 6)" in text
-    assert "targets of trajectories with a high return" in text
+    assert "targets of users with a high return" in text
     ratio = found["arms"]["exp_rsft"]["test"]["high_return"]["ndcg@10"]["versus"]["rsft"]["ratio"]
     assert f"({ratio - 1:+.1%})†" in text
     assert "| Exp-RSFT | +106.2% / " in text
