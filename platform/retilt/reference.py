@@ -8,6 +8,7 @@ from pydantic.fields import FieldInfo
 from retilt.command_line import format_value
 from retilt.config import EvaluateConfig, PrepareConfig, SimulateConfig, TrainConfig
 from retilt.config.reproduce import ReproduceConfig
+from retilt.config.tune import TuneConfig
 from retilt.settings import keys
 
 INTRODUCTION = """\
@@ -30,6 +31,7 @@ JOBS: tuple[tuple[str, str, type[BaseModel]], ...] = (
     ("jobs/pretrain.py and jobs/posttrain.py", "a data set (and an initial policy) → a policy", TrainConfig),
     ("jobs/simulate.py", "a simulated world → an event log", SimulateConfig),
     ("jobs/evaluate.py", "policies and held-out events → metrics with intervals", EvaluateConfig),
+    ("jobs/tune_lambda.py", "a data set and a BC policy → λ, and the policy trained with it", TuneConfig),
     ("jobs/reproduce.py", "a preset → every method tuned, controls, and one report", ReproduceConfig),
 )
 

@@ -12,9 +12,10 @@ from pydantic import ValidationError
 from tests.algorithms.logged import positions
 
 from retilt.algorithms.bc import BC
-from retilt.algorithms.exp_rsft import ExpRSFT, temperature_of_ess
+from retilt.algorithms.exp_rsft import ExpRSFT
 from retilt.algorithms.rsft import RSFT
 from retilt.algorithms.survey import Survey
+from retilt.algorithms.temperatures import Histogram
 from retilt.algorithms.top_rated import TopRated
 from retilt.algorithms.weights import WeightTally, kish_ratio
 from retilt.types import InputError, Statistics
@@ -284,7 +285,7 @@ def test_the_temperature_of_an_effective_sample_size_is_found_again(temperature)
     one_P = torch.ones_like(reward_P)
     tally.add(reward_P, ExpRSFT(temperature=temperature).weight(positions(reward_P), STATISTICS), one_P, one_P)
     # Weights are float32 and near 1 for a large λ, where the effective sample size hardly depends on it.
-    assert temperature_of_ess(ML_1M, tally.ess_ratio) == pytest.approx(temperature, rel=1e-3)
+    assert Histogram.of(ML_1M).temperature(tally.ess_ratio) == pytest.approx(temperature, rel=1e-3)
 
 
 def test_the_temperature_of_rsft_s_effective_sample_size():
@@ -292,16 +293,16 @@ def test_the_temperature_of_rsft_s_effective_sample_size():
     value_L, count_L = np.array(ML_1M["levels"]).T
     ess_ratio = kish_ratio(value_L, count_L)
     assert ess_ratio == pytest.approx(0.911, abs=5e-4)
-    assert 3 < temperature_of_ess(ML_1M, ess_ratio) < 4
+    assert 3 < Histogram.of(ML_1M).temperature(ess_ratio) < 4
 
 
 def test_the_temperature_for_continuous_rewards():
     """Uniform on 0 … 1: ESS = tanh(1/(2λ)) · 2λ; at λ = .1 that is .19998."""
-    uniform = {"levels": None, "quantiles": [i / 1000 for i in range(1001)]}
-    assert temperature_of_ess(uniform, 0.2 * math.tanh(5.0)) == pytest.approx(0.1, rel=0.01)
+    uniform = {"levels": None, "events": 1000, "quantiles": [i / 1000 for i in range(1001)]}
+    assert Histogram.of(uniform).temperature(0.2 * math.tanh(5.0)) == pytest.approx(0.1, rel=0.01)
 
 
 @pytest.mark.parametrize("wanted", [0.1, 226_310 / 1_000_209, 1.0])
 def test_an_effective_sample_size_out_of_reach_is_refused(wanted):
     with pytest.raises(InputError, match=r"above 0\.2263 and below 1"):
-        temperature_of_ess(ML_1M, wanted)
+        Histogram.of(ML_1M).temperature(wanted)

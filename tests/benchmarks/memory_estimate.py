@@ -45,6 +45,8 @@ LARGE: list[dict[str, Any]] = [
     {"items": 5_000, "blocks": 8, **SHARDED, **SAMPLED},
     {"items": 5_000, "negatives": "per_position", "negative_count": 256, **SHARDED, **SAMPLED},
     {"items": 5_000, "name": "sasrec", **SHARDED, **SAMPLED},
+    {"items": 5_000, "algorithm": "reward_model", **SHARDED, **EXACT},
+    {"items": 5_000, "algorithm": "ppo", **SHARDED, **EXACT},
 ]
 """Cases of large batches, in which not the table but activations take most."""
 
@@ -70,6 +72,20 @@ def peak(task: dict[str, Any]) -> float:
     return memory_mib("VmHWM") * 2**20
 
 
+def companions(values: Mapping[str, Any], output: str, algorithm: str | None) -> dict[str, Any]:
+    """What a run of ``algorithm`` starts from, trained for an epoch in a process of its own."""
+    if algorithm is None:
+        return {}
+    found: dict[str, Any] = {}
+    for key, name in {"initial": "bc", **({"reward_model": "reward_model"} if algorithm == "ppo" else {})}.items():
+        each = {**values, **found, "workers": 1, "algorithm": name, "output": f"{output}/{name}"}
+        ranks = Ranks(1)
+        ranks(peak, plan_run(build(TrainConfig, each)).task(), timeout=1800)
+        ranks.stop()
+        found[key] = each["output"]
+    return {**found, "algorithm": algorithm}
+
+
 def compare(folder: Path, case: dict[str, Any], workers: int, large: bool) -> dict[str, Any]:
     """One case on so many workers."""
     length, users, batch = (200, 2_000, 128) if large else (50, 32, 8)
@@ -87,6 +103,7 @@ def compare(folder: Path, case: dict[str, Any], workers: int, large: bool) -> di
     values |= {"model": model, "checkpoint": {"every_steps": 2, "every_seconds": None}}
     values |= {name: case[name] for name in ("softmax", "table", "negatives", "negative_count") if name in case}
     with tempfile.TemporaryDirectory(dir=folder) as output:
+        values |= companions(values, output, case.get("algorithm"))
         values["output"] = f"{output}/run"
         planned = plan_run(build(TrainConfig, values))
         parts = planning.memory(Sizes.of(planned.config, planned.dataset))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.data.small_dataset import MODEL
 from tests.spawning import Ranks
 from tests.training.test_loop import alone, planned
 
@@ -19,6 +20,8 @@ from retilt.cluster.evaluate_share import Found, work
 from retilt.config import EvaluateConfig, build
 from retilt.evaluation import report
 from retilt.types import InputError
+
+ONE = {"temperature": 1.0}
 
 
 class Silent:
@@ -65,10 +68,7 @@ def measured(arguments: Mapping[str, Any]) -> dict[str, Found]:
 
 
 def built(planned: evaluate.Planned, found: Mapping[str, Found]) -> dict[str, Any]:
-    return report.build(
-        planned.evaluated(found), dataset=planned.dataset.manifest, dataset_uri="data", part="test", min_reward=4.0,
-        exclude_history="all", command="python jobs/evaluate.py", low_reward=planned.config.low_reward,
-    )  # fmt: skip
+    return planned.report(found, "python jobs/evaluate.py")
 
 
 @pytest.fixture(scope="module")
@@ -127,11 +127,11 @@ def test_without_being_asked_nothing_more_is_measured(data: str, trained: dict[s
 
 
 def test_what_is_no_reward_model_is_refused(data: str, trained: dict[str, str]) -> None:
-    for values in (
-        {"reward_models": {"judge": trained["exp"]}, "tilts": {}},
-        {"tilts": {"rm": {"policy": "bc", "reward_model": trained["exp"], "temperature": 1.0}}},
+    for key, values in (
+        ("reward_models.judge", {"reward_models": {"judge": trained["exp"]}, "tilts": {}}),
+        ("tilts.rm.reward_model", {"tilts": {"rm": {"policy": "bc", "reward_model": trained["exp"], **ONE}}}),
     ):
-        with pytest.raises(InputError, match="is a policy trained with algorithm=exp_rsft, no reward model"):
+        with pytest.raises(InputError, match=f"^{key}: .*is a policy trained with algorithm=exp_rsft, no reward"):
             evaluate.plan(config(data, trained, **values))
     with pytest.raises(InputError, match="is a reward model, no policy"):
         evaluate.plan(config(data, trained, policies={"bc": trained["rm"]}))
@@ -148,3 +148,36 @@ def test_a_tilt_by_a_reward_model_that_knows_the_part_is_refused(
     assert evaluate.plan(config(data, trained, tilts=tilts)).arguments["tilted"]
     with pytest.raises(InputError, match="'knows' trained on validation events of this data set"):
         evaluate.plan(config(data, trained, tilts=tilts, part="validation"))
+
+
+def test_a_judge_that_knows_the_part_is_warned_of_in_the_report(
+    data: str, trained: dict[str, str], tmp_path: Path
+) -> None:
+    algorithm = {"name": "reward_model"}
+    alone(planned(data, tmp_path / "knows", epochs=1, initial=trained["bc"], algorithm=algorithm, protocol="refit"))
+    judges = {"judge": trained["rm"], "later": str(tmp_path / "knows")}
+    plain = {"reward_models": judges, "tilts": {}, "groups": False, "policies": {"bc": trained["bc"]}}
+    assert evaluate.plan(config(data, trained, **plain)).of_judges == []
+    each = evaluate.plan(config(data, trained, **plain, part="validation"))
+    found = built(each, measured(each.arguments))
+    (warning,) = [each for each in found["warnings"] if "reward_models" in each]
+    assert warning.startswith("reward_models.later: 'knows' trained on validation events of this data set")
+    report.write(str(tmp_path / "report"), found)
+    assert "its scores remember what the choices logged there" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_reward_model_of_shorter_histories_than_a_policy_is_refused(
+    data: str, trained: dict[str, str], tmp_path: Path
+) -> None:
+    long = str(tmp_path / "long")
+    alone(planned(data, long, epochs=1, model={**MODEL, "max_length": 21}))
+    said = r"reads histories of up to 20 events, and the policy .*long.* up to 21; use one with model.max_length of at"
+    for key, values in (
+        ("reward_models.judge", {"policies": {"bc": trained["bc"], "long": long}, "tilts": {}}),
+        ("reward_models.judge", {"tilts": {"item": {"policy": long, **ONE}}}),
+        ("tilts.rm.reward_model", {"tilts": {"rm": {"policy": long, "reward_model": "judge", **ONE}}}),
+    ):
+        with pytest.raises(InputError, match=f"^{key}: .*{said}"):
+            evaluate.plan(config(data, trained, **values))
+    both = {"policies": {"bc": trained["bc"], "long": long}, "reward_models": {}, "tilts": {}}
+    assert evaluate.plan(config(data, trained, **both)).arguments["policies"]["long"]

@@ -6,12 +6,14 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 from tests.data import small_dataset
+from tests.training.test_loop import planned
 
 from retilt import storage
 from retilt.cluster import evaluate, resources, session, train
@@ -154,6 +156,26 @@ def test_evaluation_writes_metrics_report_and_plot(policies: Path, data: str, tm
             assert set(versus) == {"value", "low", "high", "ratio", "ratio_low", "ratio_high"}
     assert first["all"]["n"] == 120
     assert close(reports[0]["policies"], reports[1]["policies"])
+
+
+def test_the_summary_speaks_of_weights_where_there_are_any(data: str, tmp_path: Path) -> None:
+    weights = {"ess_ratio": 0.355, "max_over_mean_weight": 12.34}
+    result: dict[str, Any] = {"best": {"epoch": 2, "value": 0.1234}, "weights": weights}
+
+    def first(given: dict[str, Any], **values: Any) -> str:
+        one = planned(data, tmp_path / "run")
+        algorithm = build(TrainConfig, {"dataset": data, "output": "o", "initial": "i", **values}).algorithm
+        changed = replace(one, config=one.config.model_copy(update={"algorithm": algorithm}))
+        return train.summarise(changed, {**result, "weights": given})[0]
+
+    best = "best epoch 2: validation ndcg@10 0.1234"
+    assert [first(weights, algorithm=name) for name in ("bc", "dpo", "ppo")] == [best] * 3
+    said = "weights: effective sample size 0.355 of n, largest/mean 12.3"
+    assert first(weights, algorithm="exp_rsft") == said
+    trajectory = {"name": "exp_rsft", "level": "trajectory"}
+    for correlation, more in ((0.98, "; correlation of returns with lengths +0.98"), (None, "")):
+        returns = {"returns": {"correlation_length": correlation}}
+        assert first({**weights, **returns}, algorithm=trajectory) == said + more
 
 
 def close(one: Any, other: Any) -> bool:

@@ -17,6 +17,7 @@ from retilt.evaluation.statistics import CPU
 from retilt.types import Batch
 
 SECOND = 1_000_000
+BASELINES = {"global_mean", "item_mean", "user_mean", "user_item_bias", "user_item_bias_so_far"}
 USERS = [  # with k = 1 the last event is test, the one before it validation
     [(1, 5.0, 0), (2, 3.0, SECOND), (1, 2.0, 2 * SECOND), (2, 1.0, 3 * SECOND)],
     [(1, 4.0, 0), (2, 1.0, SECOND), (3, 5.0, 2 * SECOND)],
@@ -75,10 +76,35 @@ def test_an_audit_compares_on_the_same_events_and_warns_aloud(data: str) -> None
     assert worse["low"] > 0
     assert worse["value"] == pytest.approx(found["reward_model"]["mse"]["value"] - found["global_mean"]["mse"]["value"])
     assert found["strong"]["versus_global_mean"]["mse"]["value"] == pytest.approx(0, abs=1e-6)
-    assert "versus_item_mean" not in found["item_mean"]
+    for name, each in found.items():
+        assert {key for key in each if key.startswith("versus_")} == {f"versus_{other}" for other in BASELINES - {name}}
+    biases = found["reward_model"]["versus_user_item_bias"]["mae"]
+    assert biases["value"] == pytest.approx(
+        found["reward_model"]["mae"]["value"] - found["user_item_bias"]["mae"]["value"]
+    )
     first, second = (each for each in audit.warnings(found) if each.startswith("reward_model"))
     assert first.startswith("reward_model is WORSE than predicting the mean of all rewards: MSE")
     assert "MAE" in second
     lines = audit.table(found)
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert lines[-1].startswith("reward_model")
+
+
+def test_a_baseline_is_told_the_rewards_so_far_as_strong_is(data: str) -> None:
+    """Summed event by event, those before the target in its window alone."""
+    dataset = Dataset.open(data)
+    ranks.single()
+    baselines = Baselines.fit(dataset, "refit", CPU)
+    bias_V = baselines.item_bias_V.tolist()
+    expected: list[float] = []
+    found: list[float] = []
+    for batch in evaluation_batches(dataset, "test", 9, "none", 12, 0, 1):
+        found += audit.so_far(baselines, batch).tolist()
+        for b, length in enumerate(batch.length_B.tolist()):
+            item, reward = batch.item_BT[b].tolist(), batch.reward_BT[b].tolist()
+            for t in range(length):
+                if batch.supervised_BT[b, t]:
+                    past = sum(reward[j] - baselines.mean - bias_V[item[j]] for j in range(t))
+                    expected.append(baselines.mean + bias_V[item[t]] + past / (t + 10))
+    assert len(found) > 100
+    assert found == pytest.approx(expected, abs=1e-9)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from retilt.evaluation.lineage import check_lineage
+from retilt.evaluation.lineage import check_lineage, judge_warning
 from retilt.types import InputError
 
 LAST, LAST_10 = {"name": "last", "k": 1}, {"name": "last_k", "k": 10}
@@ -64,3 +64,18 @@ def test_other_events_are_unverified(source: str | None) -> None:
 
 def test_a_policy_without_training_has_seen_nothing() -> None:
     assert check_lineage([], MANIFEST, "validation") is None
+
+
+def test_a_judge_that_knows_the_part_is_told_of_and_not_refused() -> None:
+    assert judge_warning([ancestor("select"), ancestor("refit", "judge")], MANIFEST, "test") is None
+    found = judge_warning([ancestor("select"), ancestor("refit", "judge")], MANIFEST, "validation")
+    assert found == (
+        "'judge' trained on validation events of this data set: its protocol was refit; its scores remember what the "
+        "choices logged there were rewarded with"
+    )
+    found = judge_warning([ancestor("select", data="e" * 64, split=LAST)], MANIFEST, "test")
+    assert found is not None
+    assert "its split last (k = 1), the split here is last_k (k = 10); its scores remember" in found
+    found = judge_warning([ancestor("select", data="e" * 64, source=None)], MANIFEST, "test")
+    assert found is not None
+    assert found.startswith("unverified: trained on another data set")

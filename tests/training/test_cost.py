@@ -37,6 +37,17 @@ def test_with_more_workers_each_has_fewer_rows_and_sends_more():
     assert two["communication"] == pytest.approx(sent / 2 / 1e9)
 
 
+def test_a_reward_model_works_out_twice_as_many_states_and_looks_up_targets():
+    """The softmax is the same; 1,000 further positions of one operation a parameter and pass; 500 targets on two."""
+    tried = replace(MILLION, logged_tried=True)
+    one, two = (step_seconds(sizes, MACHINE) for sizes in (MILLION, tried))
+    operations = 1_000 * (6 * 100_000 + 7 * 50 * 64 * 2)
+    touched = 6 * 4 * MILLION.model.kept_per_position * 1_000
+    assert two["compute"] - one["compute"] == pytest.approx(operations / 1e12 + touched / 1e10)
+    one, two = (step_seconds(replace(sizes, workers=2), MACHINE) for sizes in (MILLION, tried))
+    assert two["communication"] - one["communication"] == pytest.approx(500 * (8 + 2 * 256) / 2 / 1e9)
+
+
 def test_a_replicated_table_sends_its_gradient():
     whole = replace(MILLION, placement="replicated", optimizer="adam", workers=2)
     assert step_seconds(whole, MACHINE)["communication"] == pytest.approx((2 * 256e6 + 800_000) / 2 / 1e9)

@@ -76,6 +76,13 @@ def test_an_online_objective_has_two_frozen_models_and_what_it_tries():
     assert memory(asked)["activations"] == 2 * layer * (1_500 + 800 * 1_000)
 
 
+def test_a_reward_model_keeps_a_state_of_each_logged_item_too():
+    """Twice the activations, and nothing else."""
+    one, tried = memory(MILLION), memory(replace(MILLION, logged_tried=True))
+    assert tried.pop("activations") == 2 * one.pop("activations")
+    assert tried == one
+
+
 def test_what_is_tried_follows_from_the_configuration(data: str, tmp_path: Path):
     """At most 3 positions of each of 12 users, or all positions."""
     values = {"dataset": data, "output": str(tmp_path / "run"), "model": MODEL, "batch_users": 12}
@@ -96,6 +103,9 @@ def test_sizes_follow_from_the_configuration_and_the_data(data: str, tmp_path: P
     assert sizes.negatives == round(sizes.trained)
     assert sizes.trained <= sizes.positions <= 12 * 2.1 * 20
     assert sizes.share == 2 / 3
+    assert not sizes.logged_tried
+    reward_model = build(TrainConfig, {**values, "initial": "i", "algorithm": "reward_model"})
+    assert Sizes.of(reward_model, planned.dataset).logged_tried
     assert sizes.dense == sum(each.numel() for each in sizes.model.build(0.0).parameters())
 
 

@@ -151,6 +151,8 @@ def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():
         ({"seeds": []}, "a list of seeds holds different whole numbers"),
         ({"arms": ["exp_rsf"]}, "no arm is called 'exp_rsf'; did you mean 'exp_rsft'"),
         ({"trials": 5}, "trials = 5"),
+        # The smallest p of four by Holm is 4 · 2/(R + 1).
+        ({"replicates": 158}, "replicates = 158: must be at least 200"),
         ({"preset": "ml-10m"}, "did you mean"),
     ],
 )

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.data import small_dataset
+from tests.workflows.test_theory import SCALE
 
 from retilt.cluster import session
 from retilt.config import build
 from retilt.config.reproduce import ReproduceConfig
 from retilt.data.dataset import Dataset
 from retilt.types import InputError, StorageError
-from retilt.workflows import reproduce
+from retilt.workflows import reproduce, theory
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def config(output: Path, **values: Any) -> ReproduceConfig:
-    small = {"pretraining_epochs": 1, "epochs": 1, "trials": 4, "replicates": 100, "sweep": False}
+    small = {"pretraining_epochs": 1, "epochs": 1, "trials": 4, "replicates": 200, "sweep": False}
     return build(ReproduceConfig, {"preset": "ml-100k", "output": str(output), **small, **values})
 
 
@@ -46,7 +48,9 @@ def test_a_reproduction_ends_with_a_report_and_is_found_again(
     assert found["protocol"]["headline"] == "high_reward"
     new = Dataset.open(str(tmp_path / "seed-0" / "data" / "exp_rsft_advantage")).statistics("refit")
     assert new["reward_min"] < 0 < new["reward_max"]
-    assert "seed-0/test/exp_rsft done" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "seed-0/test/exp_rsft done" in shown
+    assert shown.endswith("\n".join(reproduce.said(one, found)) + "\n")
     written = json.loads((tmp_path / "results.json").read_text())
     assert {"report.html", "report.md"} <= {file.name for file in tmp_path.iterdir()}
     assert written["arms"] == json.loads(json.dumps(found["arms"]))
@@ -76,3 +80,48 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, data: str, capsys: pytest.Capt
     assert reproduce.run(config(tmp_path / "out", dataset=data, arms=["rsft"]), dry_run=True)["left"] > 8
     assert "seed-0/select/rsft/baseline-0-rate-1@1" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
+
+
+def test_the_report_is_not_written_after_every_evaluation() -> None:
+    times, written = [0.0, 0.0, 2.0, 61.0, 62.0, 63.0, 121.9, 122.0, 123.0], list[float]()
+    clock = iter(times)
+    write = reproduce.Rarely(lambda: written.append(1), 60.0, lambda: next(clock))
+    for _ in range(3):
+        write()  # at 0 (done at 0), at 2, at 61 (done at 62)
+    assert len(written) == 2
+    write()  # at 63
+    write()  # at 121.9
+    assert len(written) == 2
+    write()  # at 122
+    assert len(written) == 3
+
+
+def test_the_end_says_where_the_report_is_what_is_wrong_and_what_comes_next(tmp_path: Path) -> None:
+    one = config(tmp_path)
+    found: dict[str, Any] = {
+        "arms": {"bc": {}, "exp_rsft": {}, "bc_continued": {}}, "dataset": {"uri": "/data"},
+        "warnings": ["reward_model is WORSE than predicting the mean of all rewards: MSE"],
+        "not_run": [{"what": "dpo", "why": "the loss is not finite"}],
+    }  # fmt: skip
+    lines = reproduce.said(one, found)
+    assert lines[0] == "WARNING: reward_model is WORSE than predicting the mean of all rewards: MSE"
+    assert lines[1] == "not run: dpo (the loss is not finite)"
+    assert lines[3:6] == [f"{tmp_path}/{name}" for name in ("report.html", "report.md", "results.json")]
+    assert "the same command with seeds=3" in lines[6]
+    runs = f"{tmp_path}/seed-0/refit"
+    assert lines[7] == (
+        f"next: python jobs/evaluate.py dataset=/data policies='{{bc_continued: {runs}/bc_continued, "
+        f"exp_rsft: {runs}/exp_rsft}}' part=test groups=true output={tmp_path}/evaluation"
+    )
+    assert len(lines) == 8
+    fine = reproduce.said(config(tmp_path, seeds=3), {**found, "warnings": [], "not_run": []})
+    assert fine == [*lines[3:6], lines[7]]
+
+
+def test_the_theory_says_where_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(theory, "run", partial(theory.run, seeds=2, scale=SCALE))
+    reproduce.run(config(tmp_path, preset="theory"))
+    assert capsys.readouterr().out == "".join(f"{tmp_path}/theory.{end}\n" for end in ("md", "json", "png"))
+    assert {file.name for file in tmp_path.iterdir()} == {"theory.md", "theory.json", "theory.png"}

@@ -17,11 +17,9 @@ for more than in equation 20. P: positions of this rank's batch; U: users; norma
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
@@ -31,7 +29,6 @@ from retilt.algorithms.survey import Survey
 from retilt.algorithms.weights import (
     Normalize,
     WeightTally,
-    kish_ratio,
     require_variety,
     require_weight,
     weighted_nll,
@@ -40,8 +37,6 @@ from retilt.types import Batch, InputError, Loss, Policy, Positions, Statistics
 
 LARGEST_EXPONENT = math.log(torch.finfo(torch.float32).max)
 """ln of the largest float32, about 88.7."""
-WIDEST, HALVINGS = 40.0, 60
-"""λ is sought between e^−40 and e^40 ranges of the reward, and 60 halvings of that leave 10⁻¹⁶."""
 
 
 def exponential_weight(reward_P: Tensor, temperature: float, origin: float) -> Tensor:
@@ -183,30 +178,3 @@ class ExpRSFT(BaseModel):
         if self.context_weight == "equal":
             log_P = log_P - transforms.log_mean_of_others(log_P, user_P)
         return log_P
-
-
-def temperature_of_ess(statistics: Mapping[str, Any], ess_ratio: float) -> float:
-    """λ at which exp(r/λ) leaves the effective sample size ``ess_ratio`` (ESS/n) of a manifest's training events.
-
-    Exact for rewards with levels; of continuous ones it is that of their 1,001 quantiles. ESS/n rises with λ from the
-    share of the largest reward to 1. Positions beyond the model's window count here and not in a run's report.
-
-    Raises:
-        InputError: no λ leaves so much or so little; says what can be reached.
-    """
-    levels = statistics.get("levels") or [[value, 1] for value in statistics["quantiles"]]
-    value_L, count_L = np.array(levels, dtype=np.float64).T
-    gap_L = value_L.max() - value_L
-    least = float(count_L[gap_L == 0].sum() / count_L.sum())
-    if not least < ess_ratio < 1:
-        raise InputError(
-            f"no temperature leaves an effective sample size of {ess_ratio:g}; it is above {least:.4g} and below 1"
-        )
-    low, high = -WIDEST, WIDEST
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if kish_ratio(np.exp(-gap_L / (gap_L.max() * math.exp(middle))), count_L) < ess_ratio:
-            low = middle
-        else:
-            high = middle
-    return float(gap_L.max()) * math.exp((low + high) / 2)

@@ -38,12 +38,13 @@ def transformed(positions: Positions, kind: Transform, statistics: Statistics) -
 
 
 def largest(kind: Transform, statistics: Statistics) -> float:
-    """The largest x of a training event, float; of ``user_centred`` it is a bound."""
+    """The largest x of a training event, float; that of ``user_centred`` is not known without a pass over the users."""
+    assert kind != "user_centred"
     if kind == "standardised":
         return (statistics.reward_max - statistics.reward_mean) / statistics.reward_sd
     if kind == "rank":
         return statistics.reward_ranks[-1][1]
-    return statistics.reward_max - (statistics.reward_min if kind == "user_centred" else 0.0)
+    return statistics.reward_max
 
 
 def reward_ranks(statistics: Mapping[str, Any]) -> list[list[float]]:

@@ -51,7 +51,8 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Found]:
     """What was measured of each policy by name, over all ranks. Collective.
 
     ``arguments``: the ``config``, absolute URIs of the ``dataset``, of checkpoints of ``policies`` and
-    ``reward_models`` by name, and of those that each tilt is made of (``tilted``: name → ``policy``, ``reward_model``).
+    ``reward_models`` by name, of the ``reference`` or None, and of those that each tilt is made of (``tilted``: name →
+    ``policy``, ``reward_model``).
     """
     return Share(arguments).measure(reporter)
 
@@ -71,7 +72,8 @@ class Share:
         quantile = self.config.return_quantile
         self.high_return = None if quantile is None else returns.bound(self.dataset, part, quantile)
         self.judges = {name: self._reward_model(place) for name, place in arguments["reward_models"].items()}
-        if self.judges:
+        self.reference = None if arguments["reference"] is None else self._load(arguments["reference"]).policy
+        if self.judges or self.reference is not None:
             self.last = positions.threshold(self.dataset, part, avg_reward.POSITIONS, avg_reward.SEED)
 
     def measure(self, reporter: Reporter) -> dict[str, Found]:
@@ -130,9 +132,9 @@ class Share:
             also=[each for each in (lists, pairs) if each is not None],
             replicates=config.replicates, seed=config.seed, device=self.device,
         )  # fmt: skip
-        if self.judges:
+        if self.judges or self.reference is not None:
             judged = avg_reward.tally(
-                policy, self._batches(loaded), self.judges, None,
+                policy, self._batches(loaded), self.judges, self.reference,
                 last=self.last, replicates=config.replicates, seed=config.seed, device=self.device,
             )  # fmt: skip
         further = Further(judged, lists, None if pairs is None else pairs.tally)

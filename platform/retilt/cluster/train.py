@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from retilt import lease, storage
+from retilt.algorithms.online import Online
 from retilt.algorithms.reward_model import RewardModel
 from retilt.cluster import resources, session
 from retilt.cluster.display import TrainingDisplay, duration, say
@@ -149,12 +150,9 @@ def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
     if isinstance(config.algorithm, RewardModel):
         found = [f"best epoch {best['epoch']}: validation mse {-best['value']:.4f}"] if best else []
         return [*found, f"reward model: {policy}"]
-    lines, weights = [], result["weights"]
-    if config.algorithm.name != "bc":
-        lines.append(
-            f"weights: effective sample size {weights['ess_ratio']:.3f} of n, "
-            f"largest/mean {weights['max_over_mean_weight']:.1f}"
-        )
+    # dpo and ppo weight no logged choice.
+    weighted = config.algorithm.name != "bc" and not isinstance(config.algorithm, Online)
+    lines = [_weights(result["weights"])] if weighted else []
     if best:
         lines.append(f"best epoch {best['epoch']}: validation {config.selection_metric} {best['value']:.4f}")
     lines.append(f"policy: {policy}")
@@ -164,3 +162,13 @@ def summarise(planned: PlannedRun, result: Mapping[str, Any]) -> list[str]:
         f"output={storage.join(storage.parent(config.output), 'evaluation')}"
     )
     return lines
+
+
+def _weights(weights: Mapping[str, Any]) -> str:
+    """How far weights are from equal; at trajectory level also how far a return is but a length."""
+    line = (
+        f"weights: effective sample size {weights['ess_ratio']:.3f} of n, "
+        f"largest/mean {weights['max_over_mean_weight']:.1f}"
+    )
+    correlation = weights.get("returns", {}).get("correlation_length")
+    return line if correlation is None else f"{line}; correlation of returns with lengths {correlation:+.2f}"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from retilt.config.sections import Storage
-from retilt.settings import Settings, free
+from retilt.settings import Settings, free, later
 from retilt.types import InputError
 
 
@@ -63,6 +63,8 @@ class EvaluateConfig(Settings):
     """Who gains: groups of targets by activity, popularity and tied times; coverage, Gini and popularity of lists."""
     reward_models: dict[str, str] = Field({})
     """Reward models that score what each policy recommends (Avg Reward), name → URI: best two, of different users."""
+    reference: str | None = later(None, min_length=1)
+    """URI of a policy from which each policy's exact KL is measured, such as the one that they were trained from."""
     tilts: dict[str, Tilt] = Field({})
     """Policies tilted without training, by name, which are evaluated beside the others."""
     exclude_history: Literal["all", "window", "none"] = "all"
@@ -88,7 +90,7 @@ class EvaluateConfig(Settings):
         tilted = [each for name, tilt in self.tilts.items() for each in tilt.temperatures(name)]
         if twice := sorted({each for each in tilted if tilted.count(each) > 1 or each in self.policies}):
             raise InputError(f"tilts: the name '{twice[0]}' is given twice; give each tilt and policy its own")
-        if reserved := sorted({"n", "users", "entropy"} & set(self.reward_models)):
+        if reserved := sorted({"n", "users", "entropy", "kl"} & set(self.reward_models)):
             raise InputError(f"reward_models: '{reserved[0]}' is the name of another measure; choose another")
         if self.min_reward is not None and self.low_reward is not None and self.low_reward >= self.min_reward:
             raise InputError(

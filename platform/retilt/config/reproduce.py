@@ -53,8 +53,8 @@ class ReproduceConfig(Settings):
     """Minutes to whose multiples times are rounded down when the data set is prepared (`time_floor` of prepare)."""
     sweep: bool = free(True)
     """Whether λ of exp_rsft is swept over its grid at the best and the last epoch, for the curve of quality over λ."""
-    replicates: int = Field(1000, ge=100)
-    """Bootstrap replicates (users are resampled) behind each 95% interval."""
+    replicates: int = Field(1000, ge=200)
+    """Bootstrap replicates (users are resampled) behind each 95% interval; Holm's p of four needs 159 to reach .05."""
     workers: int = free(1, ge=1)
     """Processes of each run; runs stand side by side where the cluster has room."""
     threads: int | None = free(1, ge=1)

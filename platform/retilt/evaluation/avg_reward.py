@@ -61,9 +61,11 @@ def tally(
         kept_P = key_P <= last
         some = positions.chosen(batch, kept_P).to(device)
         distribution = policy.exact(some)
-        draw_key_P = (key_P[kept_P] & 0x7FFFFFFF).to(torch.int32).to(device)
-        item_PK = distribution.sample(DRAWS, draw_key_P, *positions.seen(some))
-        columns = [each.score(some, item_PK).double().mean(1) for each in reward_models.values()]
+        columns = []
+        if reward_models:
+            draw_key_P = (key_P[kept_P] & 0x7FFFFFFF).to(torch.int32).to(device)
+            item_PK = distribution.sample(DRAWS, draw_key_P, *positions.seen(some))
+            columns += [each.score(some, item_PK).double().mean(1) for each in reward_models.values()]
         columns.append(distribution.entropy())
         if reference is not None:
             columns.append(distribution.kl(reference.exact(some)))

@@ -2,7 +2,7 @@
 
 For each policy (``further`` and, but for the first, its part ``versus_first``):
 
-    avg_reward          "n" positions, "users", and for each reward model and "entropy": value, low, high
+    avg_reward          "n" positions, "users", and for each reward model, "entropy" and "kl": value, low, high
     groups              name of a group (groups.py) and "low_reward" → as the report's own groups
     lists               coverage@10, gini@10, popularity_lift: value, low, high
     pairwise_accuracy   "users", value, low, high

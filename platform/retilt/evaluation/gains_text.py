@@ -31,13 +31,20 @@ def _judged(report: Mapping[str, Any], policies: Found, compared: Found, first: 
     having = {name: each["avg_reward"] for name, each in policies.items() if "avg_reward" in each}
     measures = [name for name in next(iter(having.values())) if name not in ("n", "users")]
     n = next(iter(having.values()))["n"]
-    yield "## Avg Reward"
-    yield ""
-    yield (
-        f"Mean score of 10 items drawn from each policy at {n:,} held-out positions, history left out, by each reward "
-        "model; and the policy's entropy there, in nats. A reward model errs most on items that were never logged in "
-        "such a context, which is where a policy that was tuned against it goes: a higher score is no better policy."
-    )
+    exact = "the policy's entropy" + (" and its KL from the reference" if "kl" in measures else "")
+    if set(measures) <= {"entropy", "kl"}:
+        yield "## Entropy and KL" if "kl" in measures else "## Entropy"
+        yield ""
+        yield f"At {n:,} held-out positions, over the whole catalogue, in nats: {exact}."
+    else:
+        yield "## Avg Reward"
+        yield ""
+        yield (
+            f"Mean score of 10 items drawn from each policy at {n:,} held-out positions, history left out, by each "
+            f"reward model; and {exact} there, in nats. A reward model errs most on items that were never logged in "
+            "such a context, which is where a policy that was tuned against it goes: a higher score is no better "
+            "policy."
+        )
     yield ""
     rows = [[name, *(interval(each[measure]) for measure in measures)] for name, each in having.items()]
     yield from pipe_table(["policy", *measures], rows)

@@ -1,4 +1,4 @@
-"""What a policy was trained on, and whether a held-out part is still held out for it."""
+"""What a policy or a reward model was trained on, and whether a held-out part is still held out for it."""
 
 from __future__ import annotations
 
@@ -34,19 +34,48 @@ def check_lineage(
     Raises:
         InputError: names the ancestor and what would be right.
     """
-    unverified = []
-    for ancestor in policy_lineage:
+    trained, unverified = _compared(policy_lineage, dataset_manifest, part)
+    if trained:
+        ancestor, same_data = trained[0]
+        raise InputError(f"{_knows(ancestor, dataset_manifest, part, same_data)}; {_remedy(part, same_data)}")
+    return unverified
+
+
+def judge_warning(lineage: Sequence[Mapping[str, Any]], manifest: Mapping[str, Any], part: Part) -> str | None:
+    """What a report says of a reward model that only scores draws; None where the part is known to be unseen.
+
+    Nothing is measured of it on the part, and a judge that knows more is no worse a judge. But it remembers what the
+    logged choices there were rewarded with, and trusts them more than others: so it is said, and not refused.
+
+    Args:
+        lineage: of the reward model, as for ``check_lineage``.
+        manifest: of the data set.
+        part: where the draws are made.
+    """
+    trained, unverified = _compared(lineage, manifest, part)
+    if not trained:
+        return unverified
+    found = " and ".join(_knows(ancestor, manifest, part, same_data) for ancestor, same_data in trained)
+    return f"{found}; its scores remember what the choices logged there were rewarded with"
+
+
+def _compared(
+    lineage: Sequence[Mapping[str, Any]], dataset_manifest: Mapping[str, Any], part: Part
+) -> tuple[list[tuple[Mapping[str, Any], bool]], str | None]:
+    """Ancestors that trained on the part, each with whether on the same data set; a warning of those of other data."""
+    trained, unverified = [], []
+    for ancestor in lineage:
         same_data = ancestor.get("origin", ancestor["data"]) == origin(dataset_manifest)
         source = ancestor.get("source")
         same_events = same_data or (source is not None and source == dataset_manifest.get("source_fingerprint"))
         if same_events and _reaches(ancestor, int(dataset_manifest["split"]["k"]), part):
-            raise InputError(_refusal(ancestor, dataset_manifest, part, same_data))
-        if not same_data:
+            trained.append((ancestor, same_data))
+        elif not same_data:
             what = "the same events, prepared otherwise" if same_events else "other events"
             unverified.append(f"'{ancestor['name']}' ({what})")
     if not unverified:
-        return None
-    return (
+        return trained, None
+    return trained, (
         f"unverified: trained on another data set than this one by {', '.join(dict.fromkeys(unverified))}; "
         f"its training events may include {part} targets"
     )
@@ -61,11 +90,17 @@ def _reaches(ancestor: Mapping[str, Any], k: int, part: Part) -> bool:
     return bool((trained_N > first_N).any())
 
 
-def _refusal(ancestor: Mapping[str, Any], manifest: Mapping[str, Any], part: Part, same_data: bool) -> str:
+def _knows(ancestor: Mapping[str, Any], manifest: Mapping[str, Any], part: Part, same_data: bool) -> str:
     what = f"'{ancestor['name']}' trained on {part} events of this data set: its protocol was {ancestor['protocol']}"
+    if same_data:
+        return what
+    theirs, ours = (f"{split['name']} (k = {split['k']})" for split in (ancestor["split"], manifest["split"]))
+    return f"{what} and its split {theirs}, the split here is {ours}"
+
+
+def _remedy(part: Part, same_data: bool) -> str:
     if not same_data:
-        theirs, ours = (f"{split['name']} (k = {split['k']})" for split in (ancestor["split"], manifest["split"]))
-        return f"{what} and its split {theirs}, the split here is {ours}; use a data set with the split of its training"
+        return "use a data set with the split of its training"
     if part == "validation":
-        return f"{what}; use part=test, or a policy (and initial policies) trained with protocol=select"
-    return f"{what}; use a policy trained with protocol=select or refit"
+        return "use part=test, or a policy (and initial policies) trained with protocol=select"
+    return "use a policy trained with protocol=select or refit"

@@ -25,8 +25,8 @@ from torch import Tensor
 from retilt import ranks
 from retilt.data.draws import hashed
 from retilt.evaluation import positions
-from retilt.evaluation.reproduction.student import quantile
 from retilt.evaluation.statistics import CPU, Floats, Tally
+from retilt.evaluation.student import quantile
 from retilt.types import Batch, Distribution
 
 LENGTH = 10

@@ -101,7 +101,11 @@ class RewardHead(_Head):
         r̂ = mean + b_a + b_u(t) + sd · net(h),   b_u(t) = Σ_{j<t} (r_j − mean − b_j) / (t + 5)
 
     with b_a the item's mean deviation over the training events, shrunk by 10 events, and the past rewards as a part of
-    the history (``PastRewards``). A position is told rewards of events before it only.
+    the history (``PastRewards``). Of the user's own rewards a position is told those of events before it only; but b_a
+    is fixed before training and counts every training event, so in training also the target: its reward is in its own
+    b_a with weight 1/(n_a + 10), more than for any held-out event. For rare items training errors are too small by that
+    much; errors on held-out events, by which epochs are chosen and models audited, are not. Means that leave the target
+    out were tried instead: an embedding learns from the difference which reward was left out (docs/experiments.md).
     """
 
     item_bias: Tensor

@@ -21,7 +21,7 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """The audit's report (``audit.build``) of several reward models beside the baselines, equal on all ranks.
 
     A ``Work`` of ``cluster.workers.on_workers``. The baselines are fitted to the training events of the models' own
-    protocol. ``arguments``:
+    protocol; the one that is told rewards so far is told those of the first model's window. ``arguments``:
 
     - ``dataset``: URI;
     - ``reward_models``: name → checkpoint (``training.run.find_reward_model``), all of one protocol;

@@ -82,7 +82,7 @@ def step_seconds(sizes: Sizes, machine: Machine) -> dict[str, float]:
     about as long as one, and each has the divergence to work out beside log-probabilities.
     """
     positions, updates = sizes.trained * sizes.share, 1 if sizes.tries is None else sizes.tries.passes
-    operations, touched = _backbone(sizes, positions)
+    operations, touched = _backbone(sizes, positions * sizes.states)
     products, gathered = _softmax(sizes, positions)
     if sizes.tries is not None:
         products *= 2 * sizes.tries.positions / sizes.trained
@@ -124,10 +124,12 @@ def _updated(sizes: Sizes, positions: float) -> float:
 
 
 def _asked(sizes: Sizes, positions: float) -> float:
-    """Rows that one worker looks up, were all of them distinct: histories, and under sampling targets and negatives."""
-    further = (
-        0.0 if sizes.negatives is None else positions + sizes.negatives * (positions if sizes.own_negatives else 1)
-    )
+    """Rows that one worker looks up, were all of them distinct: histories, and targets and negatives if asked for.
+
+    Targets are under a sampled softmax, and where they are tried.
+    """
+    negatives = (sizes.negatives or 0) * (positions if sizes.own_negatives else 1)
+    further = negatives + (0.0 if sizes.negatives is None and not sizes.logged_tried else positions)
     return min(float(sizes.items), positions + further)
 
 

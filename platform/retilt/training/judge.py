@@ -7,7 +7,12 @@ run started from, and so is the validation metric by which epochs are chosen:
     collapse   both have fallen
 
 To have risen or fallen means that the 95% interval of the paired difference lies wholly above or below 0. The score is
-that of the reward model which is trained against, or where there is none, of the judge.
+that of ``reward_model``, which dpo and ppo learn from and by which other objectives are only watched, or where there is
+none, of the judge.
+
+Every epoch is tested by itself: nothing corrects for how many there are, which is open, as a run may go on. A metric
+that has not changed is found to have fallen with probability 2.5% after an epoch, so where the score has truly changed
+a false alarm has that probability in each; epochs of one run are alike, so over E of them it is at most .025 E.
 """
 
 from __future__ import annotations

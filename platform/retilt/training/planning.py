@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from retilt.algorithms.online import Online
+from retilt.algorithms.reward_model import RewardModel
 from retilt.config import Placement, TableOptimizer, TrainConfig
 from retilt.data.dataset import Dataset
 from retilt.data.plan import Plan
@@ -97,6 +98,8 @@ class Sizes:
     tries: Tries | None = None
     frozen: int = 0
     """Models beside the one that is trained."""
+    logged_tried: bool = False
+    """The logged item of every trained position is tried as one position more, as by a reward model."""
 
     @classmethod
     def of(cls, config: TrainConfig, dataset: Dataset) -> Sizes:
@@ -134,7 +137,13 @@ class Sizes:
             recomputed=config.activation_checkpointing,
             tries=Tries.of(config, trained),
             frozen=frozen_models(config),
+            logged_tried=isinstance(config.algorithm, RewardModel),
         )
+
+    @property
+    def states(self) -> int:
+        """What the backbone works out of each trained position: its state, and that of its logged item if tried."""
+        return 2 if self.logged_tried else 1
 
     @property
     def share(self) -> float:
@@ -169,7 +178,7 @@ def memory(sizes: Sizes) -> dict[str, float]:
         "optimizer": rows * state,
         "gradient": _gradients(sizes) * table,
         "softmax": _softmax(sizes),
-        "activations": _activations(sizes, positions),
+        "activations": _activations(sizes, positions * sizes.states),
         # Parameters, gradients, two moments; DDP's buckets; the float64 copy that validation takes.
         "backbone": 16 * whole + (0 if sizes.workers == 1 or sizes.fsdp else 4 * whole) + 8 * sizes.dense,
         "frozen": sizes.frozen * (table + 4 * rows + 4 * sizes.dense),

@@ -82,7 +82,7 @@ def plan_run(config: TrainConfig) -> PlannedRun:
     judge = None
     if config.judge is not None:
         # What it was trained on is no part of the lineage: nothing is learned from it.
-        judge, _ = find_reward_model(config.judge, dataset)
+        judge, _ = find_reward_model(config.judge, dataset, "judge")
         facts["judge"] = checkpoint.fingerprint(judge)
     if lineage and config.protocol == "select":
         warning = check_lineage(lineage, dataset.manifest, "validation")
@@ -114,8 +114,8 @@ def _initial_model(config: TrainConfig, state: dict[str, Any], initial: str) -> 
     return model
 
 
-def find_reward_model(uri: str, dataset: Dataset) -> tuple[str, list[dict[str, Any]]]:
-    """The checkpoint of a reward model, and its lineage.
+def find_reward_model(uri: str, dataset: Dataset, key: str = "reward_model") -> tuple[str, list[dict[str, Any]]]:
+    """The checkpoint of a reward model, and its lineage; ``key`` is the one that it was given by.
 
     Raises:
         InputError: it is absent, no reward model, or numbers other items than the data set.
@@ -124,7 +124,7 @@ def find_reward_model(uri: str, dataset: Dataset) -> tuple[str, list[dict[str, A
     state = checkpoint.read_state(place)
     if (algorithm := state["config"]["algorithm"]["name"]) != "reward_model":
         raise InputError(
-            f"reward_model: {place} is a policy trained with algorithm={algorithm}, no reward model; "
+            f"{key}: {place} is a policy trained with algorithm={algorithm}, no reward model; "
             "jobs/train_reward.py trains one"
         )
     require_vocabulary(state, dataset, place)

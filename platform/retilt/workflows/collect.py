@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retilt import storage
@@ -16,7 +17,7 @@ from retilt.evaluation.statistics import Tally
 from retilt.training.judge import in_words
 from retilt.workflows.plan import SHIFTS, Plan
 from retilt.workflows.running import AUDIT, AVG_REWARD, MEASURED, PAIRS, RANKS
-from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, Training, best_epoch
+from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, best_epoch
 from retilt.workflows.tuning import Point
 
 JUDGED = {"kl": "judge/kl", "entropy": "judge/entropy", "avg_reward": "judge/reward_model"}
@@ -142,14 +143,20 @@ class Collector:
         return None if chosen is None else chosen.point
 
     def _records(self, arm: str) -> Iterator[Record]:
-        """The epochs of all runs of an arm, each once: of a run that went on, the longest has the others'."""
-        runs: dict[str, Trained] = {}
-        for step in self.plan.steps(self.done):
+        """The epochs of all runs of an arm, each once: of a run that went on, the longest has the others'.
+
+        The sweep of λ is no part of what exp_rsft was chosen from, though it lets trials go on that had lost.
+        """
+        config = self.plan.make.config.model_copy(update={"sweep": False})
+        runs: dict[str, Sequence[Record]] = {}
+        for step in Plan(replace(self.plan.make, config=config), self.plan.rewards).steps(self.done):
             outcome = self.done.get(step.key)
-            if isinstance(step.what, Training) and isinstance(outcome, Trained) and step.key.split("/")[2] == arm:
-                runs[step.place] = max(outcome, runs.get(step.place, outcome), key=lambda each: len(each.epochs))
-        for outcome in runs.values():
-            yield from outcome.epochs
+            if isinstance(outcome, Trained) and step.place.split("/")[2] == arm:
+                # A run that is found again has the epochs that it has had since.
+                epochs = outcome.epochs[: step.training.epochs]
+                runs[step.place] = max(epochs, runs.get(step.place, ()), key=len)
+        for each in runs.values():
+            yield from each
 
     def _curve(self, arm: str) -> list[dict[str, Any]]:
         """Validation after each epoch of the run that an arm stands for, from where it started."""

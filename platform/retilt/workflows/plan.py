@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from retilt.algorithms.exp_rsft import temperature_of_ess
+from retilt.algorithms.temperatures import Histogram
 from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, PREDICTED, TILTS, TUNED
 from retilt.workflows import tuning
 from retilt.workflows.making import Maker, Protocol
@@ -250,7 +250,7 @@ class Plan:
                 return None
             outcome = done[self.trial("rsft", rival.point, self.last, done).key]
             assert isinstance(outcome, Trained)
-            settings = {"temperature": temperature_of_ess(self.rewards, outcome.weights["ess_ratio"])}
+            settings = {"temperature": Histogram.of(self.rewards).temperature(outcome.weights["ess_ratio"])}
         return Chosen(Point({"name": "exp_rsft", **settings}, chosen.point.factor), chosen.epochs, 1)
 
     def test(self, seed: int, name: str, run: Step, done: Done) -> Step:

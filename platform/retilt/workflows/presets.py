@@ -53,8 +53,8 @@ PRESETS = {
     ),
     "ml-1m": Preset(
         source="ml-1m",
-        training={"table": "row_wise"},
-        pretraining_epochs=60, epochs=(2, 5, 10), paper_epochs=30, trials=10, reward_epochs=5,
+        training={"table": "row_wise", "batch_users": 32},
+        pretraining_epochs=40, epochs=(2, 5, 10), paper_epochs=30, trials=10, reward_epochs=5,
     ),
     "ml-20m": Preset(
         source="ml-20m",

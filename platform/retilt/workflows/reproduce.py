@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shlex
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from retilt import lease, storage
@@ -17,6 +19,7 @@ from retilt.config.reproduce import ReproduceConfig
 from retilt.data.dataset import Dataset
 from retilt.data.event_log import EVENTS
 from retilt.evaluation.reproduction import report
+from retilt.evaluation.views import files
 from retilt.types import InputError, RetiltError
 from retilt.workflows import theory
 from retilt.workflows.collect import Collector
@@ -28,6 +31,10 @@ from retilt.workflows.scheduling import Schedule, work_through
 from retilt.workflows.steps import Evaluating, Outcome, Step
 
 CLAIM = "reproduction.json"
+FEWEST_SEEDS = 3
+"""With fewer an interval over seeds says little: the half-width of two is 6.4 times their difference."""
+WRITE_SECONDS = 60.0
+"""Between two reports while steps are at work: one takes seconds of the CPU that they need."""
 
 
 def run(config: ReproduceConfig, dry_run: bool = False) -> dict[str, Any]:
@@ -41,7 +48,7 @@ def run(config: ReproduceConfig, dry_run: bool = False) -> dict[str, Any]:
     config = config.model_copy(update={"output": storage.absolute(config.output)})
     session.require_shared(config.output, "output", config.storage.shared_filesystem)
     if config.preset == "theory":
-        return {} if dry_run else theory.run(config.output, config.seed_list[0])
+        return {} if dry_run else _theory(config)
     preset = PRESETS[config.preset]
     _require_ours(config)
     if dry_run:
@@ -54,7 +61,17 @@ def run(config: ReproduceConfig, dry_run: bool = False) -> dict[str, Any]:
         schedule.find()
         if schedule.open():
             _work(config, schedule)
-        return _write(config, schedule)
+        found = _write(config, schedule)
+    for line in said(config, found):
+        say(line)
+    return found
+
+
+def _theory(config: ReproduceConfig) -> dict[str, Any]:
+    found = theory.run(config.output, config.seed_list[0])
+    for name in (theory.REPORT, theory.RESULTS, theory.PLOT):
+        say(storage.join(config.output, name))
+    return found
 
 
 def _work(config: ReproduceConfig, schedule: Schedule) -> None:
@@ -63,11 +80,12 @@ def _work(config: ReproduceConfig, schedule: Schedule) -> None:
         number = min(most(config.workers, config.threads), max(1, len(schedule.left())))
         steps = Steps(schedule, number)
         steps.say(f"{len(schedule.done)} steps are done, about {len(schedule.left())} are left; {number} lane(s)")
+        write = Rarely(lambda: _write(config, schedule), WRITE_SECONDS)
 
         def ended(step: Step, outcome: Outcome) -> None:
             steps.ended(step, outcome)
             if isinstance(step.what, Evaluating):
-                _write(config, schedule)
+                write()
 
         stop = stopping.Checkpointing(lambda: stop_all(group), config.stop_seconds, steps.say)
         with (
@@ -79,6 +97,21 @@ def _work(config: ReproduceConfig, schedule: Schedule) -> None:
             steps(),
         ):  # fmt: skip
             work_through(schedule, group, lambda: stop.asked, ended)
+
+
+class Rarely:
+    """Does something when it is called, but not within so many ``seconds`` of the last time."""
+
+    def __init__(
+        self, action: Callable[[], object], seconds: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._action, self._seconds, self._clock = action, seconds, clock
+        self._next = -math.inf
+
+    def __call__(self) -> None:
+        if self._clock() >= self._next:
+            self._action()
+            self._next = self._clock() + self._seconds
 
 
 def _plan(config: ReproduceConfig, data: Dataset) -> Plan:
@@ -98,6 +131,29 @@ def _write(config: ReproduceConfig, schedule: Schedule) -> dict[str, Any]:
     found = Collector(schedule.plan, schedule.done, shlex.join(["python", *sys.argv])).results()
     report.write(config.output, found)
     return found
+
+
+def said(config: ReproduceConfig, found: Mapping[str, Any]) -> list[str]:
+    """What the job ends with: warnings, what is missing, where the report is, and what to run next."""
+    lines = [f"WARNING: {each}" for each in found["warnings"]]
+    lines += [f"not run: {each['what']} ({each['why']})" for each in found["not_run"]]
+    if found["not_run"]:
+        lines.append("the same command tries again what was not run")
+    lines += [storage.join(config.output, name) for name in (files.HTML, files.MARKDOWN, report.RESULTS)]
+    if len(config.seed_list) < FEWEST_SEEDS:
+        lines.append(
+            f"next: the same command with seeds={FEWEST_SEEDS} repeats what was chosen with other random numbers, for "
+            "intervals over seeds"
+        )
+    if "exp_rsft" in found["arms"]:
+        first = "bc_continued" if "bc_continued" in found["arms"] else "bc"
+        runs = storage.join(config.output, f"seed-{config.seed_list[0]}", "refit")
+        policies = ", ".join(f"{arm}: {storage.join(runs, arm)}" for arm in (first, "exp_rsft"))
+        lines.append(
+            f"next: python jobs/evaluate.py dataset={found['dataset']['uri']} policies='{{{policies}}}' part=test "
+            f"groups=true output={storage.join(config.output, 'evaluation')}"
+        )
+    return lines
 
 
 def _prepared(config: ReproduceConfig, preset: Preset) -> Dataset:

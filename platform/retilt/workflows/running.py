@@ -10,7 +10,7 @@ from retilt import artifact, lease, storage
 from retilt.cluster import evaluate, resources
 from retilt.cluster.evaluate_share import Found, work
 from retilt.cluster.lanes import Lane
-from retilt.config import TrainConfig
+from retilt.config import TrainConfig, model_of
 from retilt.data import derive
 from retilt.data.dataset import Dataset
 from retilt.evaluation import lists, tallies
@@ -116,6 +116,12 @@ def _predict(what: Predicting, lane: Lane) -> None:
     model, policy = find_reward_model(what.reward_model, data)[0], None
     if what.policy is not None:
         policy = checkpoint.find(storage.absolute(what.policy))
+        reads, draws = (model_of(checkpoint.read_state(place), place).max_length for place in (model, policy))
+        if reads != draws:
+            raise InputError(
+                f"reward_model: {model} reads histories of up to {reads} events, and {policy}, whose draws it scores "
+                f"after the same ones, up to {draws}; use a reward model with model.max_length = {draws}"
+            )
         if checkpoint.read_state(policy)["config"]["softmax"] == "sampled":
             raise InputError(
                 f"{policy} was trained with a sampled softmax, so its catalogue is too large to draw from at every "

@@ -29,7 +29,7 @@ from retilt.algorithms import theory
 from retilt.data.draws import Draws, Floats
 from retilt.data.presets import PRESETS
 from retilt.data.world import Ints, World
-from retilt.evaluation.reproduction import student
+from retilt.evaluation import student
 
 TEMPERATURES = (0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0)
 """λ of both methods."""

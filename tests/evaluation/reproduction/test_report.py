@@ -5,16 +5,16 @@ from __future__ import annotations
 import base64
 import json
 import re
-from html.parser import HTMLParser
 from typing import Any
 
 import pytest
 from tests.evaluation.reproduction.made_up import results
+from tests.evaluation.views.reading import read, require_tables
 
-from retilt.evaluation.reproduction import figures, methods, report, tables
+from retilt.evaluation.reproduction import report, tables
 from retilt.evaluation.reproduction.published import PUBLISHED
-from retilt.evaluation.reproduction.report import Views
 from retilt.evaluation.reproduction.verdicts import CLAIMS
+from retilt.evaluation.views.files import Views
 
 PICTURES = {f"{name}.png" for name in ("histogram", "differences", "courses", "temperature", "judge", "gains")}
 LEAST: dict[str, Any] = {
@@ -22,50 +22,6 @@ LEAST: dict[str, Any] = {
     "dataset": {"name": "a|b<c>", "users": 943, "items": 1682, "events": 100_000, "events_per_user": 106.04},
     "protocol": {"split": "last_k", "k": 10, "min_reward": 4.5, "seeds": [0], "epochs": 6},
 }
-VOID = {"meta", "img", "link", "br"}
-
-
-class Reader(HTMLParser):
-    """Tags that are closed in order, what they refer to, and the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.references: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag, attrs) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-        self.references += [value for name, value in attrs if name in ("src", "href", "action", "data")]
-
-    def handle_endtag(self, tag) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data) -> None:
-        self.text += data
-
-
-def read(html: str) -> Reader:
-    reader = Reader()
-    reader.feed(html)
-    assert reader.open == []
-    return reader
-
-
-def require_tables(markdown: str) -> int:
-    """Every table has a rule below its header and as many cells in each row; returns how many there are."""
-    found = 0
-    for block in markdown.split("\n\n"):
-        lines = block.split("\n")
-        if not lines[0].startswith("|"):
-            assert not any(line.startswith("|") for line in lines)
-            continue
-        found += 1
-        widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
-        assert len(widths) == 1, lines[0]
-        assert re.fullmatch(r"\|(---:?\|)+", lines[1])
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -80,9 +36,9 @@ def whole(tmp_path_factory) -> tuple[dict[str, Any], Views]:
 
 def test_the_source_is_whole(whole) -> None:
     found, views = whole
-    assert {name: views.results[name] for name in found} == json.loads(json.dumps(found))
-    assert (views.results["kind"], views.results["format"]) == ("reproduction", 1)
-    assert len(views.results["verdicts"]) == len(CLAIMS) == 19
+    assert {name: views.source[name] for name in found} == json.loads(json.dumps(found))
+    assert (views.source["kind"], views.source["format"]) == ("reproduction", 1)
+    assert len(views.source["verdicts"]) == len(CLAIMS) == 19
 
 
 def test_html_refers_to_nothing_outside_itself(whole) -> None:
@@ -196,19 +152,6 @@ def test_undefined_numbers_are_dashes() -> None:
     assert "None" not in text
     assert "nan" not in text.lower()
     assert require_tables(text) == 19
-
-
-def test_an_arm_looks_the_same_everywhere() -> None:
-    looks = [(each.colour, each.marker, each.dashed) for each in methods.METHODS.values()]
-    assert len(set(looks)) == len(looks)
-    assert methods.ordered(["ppo", "new", "bc"]) == ["bc", "ppo", "new"]
-    assert methods.title("new") == "new"
-
-
-def test_many_levels_of_reward_become_bins() -> None:
-    picture = figures.histogram({"dataset": {"histogram": [[i / 10, 1 + i] for i in range(100)]}})
-    assert picture is not None
-    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_published_figures_are_the_papers() -> None:

@@ -1,11 +1,11 @@
 """The paper's figures from results, as PNG. A part that was not run gives no figure.
 
-Every arm has its colour and mark of ``methods`` in all of them; bands and bars are 95% intervals unless said otherwise.
+Every arm has its colour and mark of ``views.methods`` in all of them; bands and bars are 95% intervals unless said
+otherwise.
 """
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,14 @@ from retilt.evaluation.groups import WITHIN
 from retilt.evaluation.metrics import TITLES
 from retilt.evaluation.plot import INK
 from retilt.evaluation.reproduction import tables
-from retilt.evaluation.reproduction.methods import BLUE, GREY, method, ordered, title
 from retilt.evaluation.reproduction.results import HEADLINE_METRIC, Results, reached, versus
 from retilt.evaluation.reproduction.seeds import SUBJECT
+from retilt.evaluation.views import drawing
+from retilt.evaluation.views.methods import BLUE, GREY, method, ordered, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-GRID, MUTED = "#e4e7eb", "#52606d"
-TALLEST = 40
-"""Levels of reward that still get a bar each; more are counted in as many bins."""
 EPOCHS = {"best": ("-", BLUE, 0.18), "last": ("--", "white", 0.08)}
 """Exp-RSFT's at both epochs: line, inside of its marks, strength of the band."""
 COURSES = {
@@ -37,85 +34,21 @@ COURSES = {
 }
 
 
-def _figure(width: float, height: float) -> Figure:
-    # Imported here: it takes half a second, which the rest of the platform need not pay.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _png(figure: Figure) -> bytes:
-    written = io.BytesIO()
-    figure.savefig(written, format="png", dpi=140, metadata={"Software": None})
-    return written.getvalue()
-
-
-def _plain(axes: Axes, x: str, y: str, grid: str = "both") -> None:
-    axes.set_xlabel(x, fontsize=10, color=INK)
-    axes.set_ylabel(y, fontsize=10, color=INK)
-    axes.tick_params(labelsize=9, colors=MUTED, length=0)
-    axes.grid(axis=grid, color=GRID, linewidth=0.8)  # type: ignore[arg-type]
-    axes.set_axisbelow(True)
-    for side, spine in axes.spines.items():
-        spine.set_visible(side in ("bottom", "left"))
-        spine.set_color("#cbd2d9")
-
-
-def _legend(figure: Figure, axes: Axes, columns: int = 6) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside lower center", ncols=min(columns, len(labels)), frameon=False, fontsize=9
-    )
-
-
-def _style(arm: str, size: float = 6) -> dict[str, Any]:
-    """How an arm is drawn: filled marks on a line, open ones on a dashed line."""
-    look = method(arm)
-    face = "white" if look.dashed else look.colour
-    return {"color": look.colour, "marker": look.marker, "markersize": size, "markerfacecolor": face}
-
-
-def histogram(results: Results) -> bytes | None:
-    """Figure 4: how many events have each reward."""
-    found = results["dataset"].get("histogram")
-    if not found:
-        return None
-    reward, events = (np.array(column, dtype=float) for column in zip(*found, strict=True))
-    share = events / events.sum()
-    figure = _figure(6.4, 3.2)
-    axes = figure.add_subplot()
-    if len(reward) <= TALLEST:
-        step = np.diff(reward).min() if len(reward) > 1 else 1.0
-        axes.bar(reward, 100 * share, width=0.8 * step, color=BLUE)
-        for x, y in zip(reward, 100 * share, strict=True) if len(reward) <= 12 else ():
-            axes.annotate(f"{y:.1f}%", (x, y), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=9)
-        if len(reward) <= 12:
-            axes.set_xticks(reward, [f"{each:g}" for each in reward])
-    else:
-        axes.hist(reward, bins=TALLEST, weights=100 * share, color=BLUE)
-    axes.margins(y=0.12)
-    _plain(axes, "reward", "share of events, %", "y")
-    return _png(figure)
-
-
 def differences(results: Results, other: str) -> bytes | None:
     """NDCG@10 of every arm minus another's: thick bars over users, thin ones over seeds."""
     arms = [arm for arm in ordered(results.get("arms", {})) if versus(results, arm, other)]
     if not arms:
         return None
-    figure = _figure(8.4, 1.3 + 0.34 * len(arms))
+    figure = drawing.figure(8.4, 1.3 + 0.34 * len(arms))
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=1)
     for y, arm in enumerate(arms):
         _bars(axes, versus(results, arm, other) or {}, y, arm)
     axes.set_yticks(range(len(arms)), map(title, arms))
     axes.set_ylim(len(arms) - 0.4, -0.6)
-    _plain(axes, f"NDCG@10 minus {title(other)}'s (thick: over users, thin: over seeds)", "", "x")
+    drawing.plain(axes, f"NDCG@10 minus {title(other)}'s (thick: over users, thin: over seeds)", "", "x")
     axes.tick_params(axis="y", labelsize=10, colors=INK)
-    return _png(figure)
+    return drawing.png(figure)
 
 
 def _bars(axes: Axes, comparison: Mapping[str, Any], y: float, arm: str) -> None:
@@ -124,7 +57,7 @@ def _bars(axes: Axes, comparison: Mapping[str, Any], y: float, arm: str) -> None
         if comparison.get(low) is not None:
             ends = [comparison[low], comparison[high]]
             axes.plot(ends, [y, y], color=colour, linewidth=width, alpha=alpha, solid_capstyle="butt")
-    axes.plot(comparison["value"], y, linestyle="none", zorder=3, **_style(arm, 7))
+    axes.plot(comparison["value"], y, linestyle="none", zorder=3, **drawing.style(arm, 7))
 
 
 def courses(results: Results) -> bytes | None:
@@ -134,7 +67,7 @@ def courses(results: Results) -> bytes | None:
     shown = [key for key in COURSES if any(_course(found[arm]["curve"], key) for arm in arms)]
     if not shown:
         return None
-    figure = _figure(4.4 * len(shown), 4.2)
+    figure = drawing.figure(4.4 * len(shown), 4.2)
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, key in zip(panels, shown, strict=True):
         for arm in arms:
@@ -143,11 +76,11 @@ def courses(results: Results) -> bytes | None:
                 low, mean, high = zip(*((min(v), float(np.mean(v)), max(v)) for v in course.values()), strict=True)
                 dash = "--" if method(arm).dashed else "-"
                 axes.fill_between(epochs, low, high, color=method(arm).colour, alpha=0.15, linewidth=0)
-                axes.plot(epochs, mean, dash, label=title(arm), linewidth=1.6, **_style(arm, 5))
-        _plain(axes, "epoch of post-training", COURSES[key])
+                axes.plot(epochs, mean, dash, label=title(arm), linewidth=1.6, **drawing.style(arm, 5))
+        drawing.plain(axes, "epoch of post-training", COURSES[key])
         axes.xaxis.get_major_locator().set_params(integer=True)
-    _legend(figure, panels[0])
-    return _png(figure)
+    drawing.legend(figure, panels[0])
+    return drawing.png(figure)
 
 
 def _course(curve: Sequence[Mapping[str, Any]], key: str) -> dict[int, list[float]]:
@@ -164,7 +97,7 @@ def sweep(results: Results) -> bytes | None:
     entries = results.get("lambda", [])
     if len(entries) < 2:
         return None
-    figure = _figure(14, 3.7)
+    figure = drawing.figure(14, 3.7)
     panels = figure.subplots(1, len(TITLES), squeeze=False)[0]
     for axes, (metric, name) in zip(panels, TITLES.items(), strict=True):
         for arm in ("bc", "top_rated"):
@@ -184,9 +117,9 @@ def sweep(results: Results) -> bytes | None:
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], rotation=45 if len(ticks) > 5 else 0)
         axes.minorticks_off()
         axes.set_title(name, fontsize=10, color=INK)
-        _plain(axes, "λ", "")
-    _legend(figure, panels[0])
-    return _png(figure)
+        drawing.plain(axes, "λ", "")
+    drawing.legend(figure, panels[0])
+    return drawing.png(figure)
 
 
 def _swept(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], which: str) -> None:
@@ -197,7 +130,7 @@ def _swept(axes: Axes, points: Sequence[tuple[float, Mapping[str, Any]]], which:
         x, low, high = zip(*bounded, strict=True)
         axes.fill_between(x, low, high, color=BLUE, alpha=strength, linewidth=0)
     values = [each["value"] for _, each in known]
-    style: dict[str, Any] = {**_style(SUBJECT, 5), "markerfacecolor": inside, "linewidth": 1.6}
+    style: dict[str, Any] = {**drawing.style(SUBJECT, 5), "markerfacecolor": inside, "linewidth": 1.6}
     axes.plot([x for x, _ in known], values, line, label=f"{title(SUBJECT)}, {which} epoch", **style)
 
 
@@ -209,16 +142,16 @@ def judge_against_truth(results: Results) -> bytes | None:
     panels = {key: points for key, points in shown.items() if points}
     if not panels:
         return None
-    figure = _figure(5.2 * len(panels) + 0.6, 4.8)
+    figure = drawing.figure(5.2 * len(panels) + 0.6, 4.8)
     for axes, (key, points) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for arm, score, truth in points:
-            look = {"linestyle": "none", "elinewidth": 1.2, "label": title(arm), **_style(arm, 8)}
+            look = {"linestyle": "none", "elinewidth": 1.2, "label": title(arm), **drawing.style(arm, 8)}
             axes.errorbar(score["value"], truth["value"], xerr=_reach(score), yerr=_reach(truth), **look)
-        _plain(axes, names[key], "NDCG@10, test")
+        drawing.plain(axes, names[key], "NDCG@10, test")
         axes.margins(0.12)
         last = axes
-    _legend(figure, last, 4)
-    return _png(figure)
+    drawing.legend(figure, last, 4)
+    return drawing.png(figure)
 
 
 def _judged(results: Results, arms: Sequence[str], key: str) -> list[tuple[str, Mapping[str, Any], Mapping[str, Any]]]:
@@ -241,17 +174,17 @@ def groups(results: Results) -> bytes | None:
     arms, names = tables.gaining(results)
     if not names:
         return None
-    figure = _figure(8.4, 1.6 + len(names) * (0.14 + 0.14 * len(arms)))
+    figure = drawing.figure(8.4, 1.6 + len(names) * (0.14 + 0.14 * len(arms)))
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=1)
     for i, arm in enumerate(arms):
         for y, group in enumerate(names):
             if comparison := tables.gain(results, arm, group):
                 _bars(axes, comparison, y + 0.7 * ((i + 0.5) / len(arms) - 0.5), arm)
-        axes.plot([], [], linestyle="none", label=title(arm), **_style(arm, 7))
+        axes.plot([], [], linestyle="none", label=title(arm), **drawing.style(arm, 7))
     axes.set_yticks(range(len(names)), [IN_WORDS[group.removeprefix(WITHIN)] for group in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
-    _plain(axes, f"NDCG@10 minus {title(tables.CONTINUED)}'s (thick: over users, thin: over seeds)", "", "x")
+    drawing.plain(axes, f"NDCG@10 minus {title(tables.CONTINUED)}'s (thick: over users, thin: over seeds)", "", "x")
     axes.tick_params(axis="y", labelsize=10, colors=INK)
-    _legend(figure, axes)
-    return _png(figure)
+    drawing.legend(figure, axes)
+    return drawing.png(figure)

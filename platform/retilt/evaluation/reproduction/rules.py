@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from retilt.evaluation.reproduction import student
-from retilt.evaluation.reproduction.methods import ordered, title
+from retilt.evaluation import student
 from retilt.evaluation.reproduction.results import HEADLINE_METRIC, Results, reached, versus
 from retilt.evaluation.reproduction.seeds import SUBJECT, standing
 from retilt.evaluation.statistics import Floats
+from retilt.evaluation.views.methods import ordered, title
 from retilt.evaluation.wording import interval
 
 Outcome = Literal["held", "not distinguishable", "did not hold", "not run"]

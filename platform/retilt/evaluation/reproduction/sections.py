@@ -8,12 +8,13 @@ from typing import Any
 
 from retilt.evaluation import audit
 from retilt.evaluation.reproduction import figures, tables
-from retilt.evaluation.reproduction.document import Block, Bullets, Code, Document, Figure, Section, Table, Warned
-from retilt.evaluation.reproduction.methods import title
 from retilt.evaluation.reproduction.published import CAVEAT, INCONSISTENCIES, PUBLISHED
 from retilt.evaluation.reproduction.results import Results, headline, where
 from retilt.evaluation.reproduction.rules import difference
 from retilt.evaluation.reproduction.seeds import standing
+from retilt.evaluation.views import histogram
+from retilt.evaluation.views.document import Block, Bullets, Code, Document, Section, Warned, shown, told
+from retilt.evaluation.views.methods import title
 
 NOT_RUN = "Not run."
 COST = (
@@ -94,14 +95,6 @@ def _warnings(results: Results) -> Iterator[str]:
         yield from audit.warnings(found)
 
 
-def _shown(name: str, caption: str, png: bytes | None) -> list[Block]:
-    return [] if png is None else [Figure(name, caption, png)]
-
-
-def _told(table: Table | None, sentence: str) -> list[Block]:
-    return [] if table is None else [sentence, table]
-
-
 def _verdicts(results: Results) -> list[Block]:
     rules = [f"{each['claim']} ({each['where']}): {each['rule']}." for each in results["verdicts"]]
     return [tables.verdicts(results), "The rules were fixed before anything was run:", Bullets(rules)]
@@ -109,7 +102,7 @@ def _verdicts(results: Results) -> list[Block]:
 
 def _data(results: Results) -> list[Block]:
     caption = "Figure 4: share of the events with each reward."
-    return [tables.sizes(results), *_shown("histogram", caption, figures.histogram(results))]
+    return [tables.sizes(results), *shown("histogram", caption, histogram.png(results["dataset"].get("histogram")))]
 
 
 def _audit(results: Results) -> list[Block]:
@@ -134,13 +127,13 @@ def _methods(results: Results) -> list[Block]:
         first,
     ]
     caption = "NDCG@10 minus that of BC continued, which had as much further training and no rewards."
-    blocks += _shown("differences", caption, figures.differences(results, "bc_continued"))
-    blocks += _told(tables.primary(results), "The primary comparisons, stated before anything was run:")
-    blocks += _told(tables.changes(results), f"Relative change from {base}, with paired intervals over users:")
+    blocks += shown("differences", caption, figures.differences(results, "bc_continued"))
+    blocks += told(tables.primary(results), "The primary comparisons, stated before anything was run:")
+    blocks += told(tables.changes(results), f"Relative change from {base}, with paired intervals over users:")
     for other in ("bc_continued", "bc"):
-        blocks += _told(tables.against(results, other), f"NDCG@10 of each seed, and against {title(other)}:")
+        blocks += told(tables.against(results, other), f"NDCG@10 of each seed, and against {title(other)}:")
     for group in ("all", "untied"):
-        blocks += _told(tables.methods(results, group), f"The same on {where(results, group)}:")
+        blocks += told(tables.methods(results, group), f"The same on {where(results, group)}:")
     return blocks
 
 
@@ -150,7 +143,7 @@ def _courses(results: Results) -> list[Block]:
         "validation data and without the controls. Lines are means over seeds, bands reach from the smallest seed to "
         "the largest; epoch 0 is BC."
     )
-    return _shown("courses", caption, figures.courses(results)) or [NOT_RUN]
+    return shown("courses", caption, figures.courses(results)) or [NOT_RUN]
 
 
 def _sweep(results: Results) -> list[Block]:
@@ -158,10 +151,10 @@ def _sweep(results: Results) -> list[Block]:
         "Figure 3: every metric by λ, at the epoch that validation chose (best) and at the last one, with 95% "
         "intervals over users."
     )
-    blocks = _shown("temperature", caption, figures.sweep(results))
+    blocks = shown("temperature", caption, figures.sweep(results))
     for which in ("best", "last"):
-        blocks += _told(tables.sweep(results, which), f"At the {which} epoch (ESS/n: effective sample size):")
-    blocks += _told(tables.shifts(results), "How the best λ moves (eq. 15 claims that it grows with the noise):")
+        blocks += told(tables.sweep(results, which), f"At the {which} epoch (ESS/n: effective sample size):")
+    blocks += told(tables.shifts(results), "How the best λ moves (eq. 15 claims that it grows with the noise):")
     return blocks or [NOT_RUN]
 
 
@@ -170,15 +163,15 @@ def _judge(results: Results) -> list[Block]:
     if table is None:
         return [NOT_RUN]
     caption = "What the reward models say of each policy's samples against its NDCG@10 on held-out targets."
-    return [*_shown("judge", caption, figures.judge_against_truth(results)), table]
+    return [*shown("judge", caption, figures.judge_against_truth(results)), table]
 
 
 def _gains(results: Results) -> list[Block]:
     other = title(tables.CONTINUED)
     caption = f"Who gains: NDCG@10 minus that of {other}, by group of the {headline(results)} targets."
-    blocks = _shown("gains", caption, figures.groups(results))
-    blocks += _told(tables.groups(results), f"NDCG@10 minus that of {other}, 95% intervals over users:")
-    blocks += _told(
+    blocks = shown("gains", caption, figures.groups(results))
+    blocks += told(tables.groups(results), f"NDCG@10 minus that of {other}, 95% intervals over users:")
+    blocks += told(
         tables.recommended(results),
         "What is recommended; hits on targets of low reward, which should fall; and how often a user's held-out item "
         "of high reward is preferred to one of low reward:",
@@ -219,7 +212,7 @@ def _papers(results: Results) -> list[Block]:
     if table is None or published is None:
         return [f"The paper has no figures for {results['dataset']['name']}."]
     blocks: list[Block] = [f"Table {published.table} of the paper ({published.name}) beside ours. {CAVEAT}", table]
-    return blocks + _told(tables.published_errors(results), "Its Table 2:")
+    return blocks + told(tables.published_errors(results), "Its Table 2:")
 
 
 def _reading(results: Results) -> list[Block]:

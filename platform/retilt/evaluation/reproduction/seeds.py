@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from retilt.evaluation.reproduction import student
+from retilt.evaluation import student
 from retilt.evaluation.statistics import (
     COUNTS,
     FEWEST_USERS,

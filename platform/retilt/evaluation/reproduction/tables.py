@@ -8,11 +8,11 @@ from typing import Any
 from retilt.evaluation.gains import IN_WORDS, LOW
 from retilt.evaluation.groups import WITHIN
 from retilt.evaluation.metrics import TITLES
-from retilt.evaluation.reproduction.document import Table
-from retilt.evaluation.reproduction.methods import ordered, title
 from retilt.evaluation.reproduction.published import COLUMNS, PUBLISHED
 from retilt.evaluation.reproduction.results import HEADLINE_METRIC, Results, headline, reached
 from retilt.evaluation.reproduction.seeds import standing
+from retilt.evaluation.views.document import Table
+from retilt.evaluation.views.methods import ordered, title
 from retilt.evaluation.wording import interval, number
 
 PREDICTORS = {

@@ -73,3 +73,13 @@ class Document:
         """All pictures, in order."""
         blocks = [*self.lead, *(block for section in self.sections for block in section.blocks)]
         return [block for block in blocks if isinstance(block, Figure)]
+
+
+def shown(name: str, caption: str, png: bytes | None) -> list[Block]:
+    """A figure as blocks; none where there is no picture."""
+    return [] if png is None else [Figure(name, caption, png)]
+
+
+def told(table: Table | None, sentence: str) -> list[Block]:
+    """A table below the sentence that introduces it; nothing where there is no table."""
+    return [] if table is None else [sentence, table]

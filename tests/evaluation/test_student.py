@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from retilt.evaluation.reproduction import student
+from retilt.evaluation import student
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import base64
 
 from jinja2 import Environment
 
-from retilt.evaluation.reproduction.document import Bullets, Code, Document, Figure, Table, Warned
+from retilt.evaluation.views.document import Bullets, Code, Document, Figure, Table, Warned
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; background: #fff; margin: 0 auto; max-width: 76rem;

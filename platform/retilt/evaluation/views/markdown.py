@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from retilt.evaluation.markdown import cell, pipe_table
-from retilt.evaluation.reproduction.document import Block, Bullets, Code, Document, Figure, Table, Warned
+from retilt.evaluation.views.document import Block, Bullets, Code, Document, Figure, Table, Warned
 
 
 def render(document: Document, folder: str) -> str:
@@ -46,8 +46,8 @@ def _block(block: Block, folder: str) -> Iterator[str]:
 def _table(table: Table) -> Iterator[str]:
     rows = [
         [
-            f"**{text}**" if (i, j) in table.bold else text.replace("<", "&lt;").replace("*", "\\*")
-            for j, text in enumerate(row)
+            f"**{text}**" if (i, j) in table.bold and text else text
+            for j, text in enumerate(each.replace("<", "&lt;").replace("*", "&#42;") for each in row)
         ]
         for i, row in enumerate(table.rows)
     ]

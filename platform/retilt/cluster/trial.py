@@ -1,0 +1,113 @@
+"""One trial of a search: a run of its own workers, which then measure its best policy on validation data.
+
+``conduct`` runs in an actor of Ray Tune (rungs.py) and starts the workers; ``work`` is what they do. What was measured
+stands in ``<measured>/measured.json``, beside the tallies ``ranks`` and ``exact``, and is found by the same command.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from retilt import artifact, lease, ranks, storage
+from retilt.cluster import evaluate
+from retilt.cluster.evaluate_share import Share
+from retilt.cluster.messages import on_this_node
+from retilt.cluster.workers import on_workers
+from retilt.config import EvaluateConfig, TrainConfig, build
+from retilt.evaluation import tallies
+from retilt.ranks import together
+from retilt.training import loop
+from retilt.training.parallel import choose_device
+from retilt.training.run import RESULT, check_output, finished, plan_run
+from retilt.types import InputError, Reporter
+
+MEASURED = "measured.json"
+RANKS, EXACT = "ranks", "exact"
+"""Tallies: metrics of ranks, and exact KL to the initial policy and entropy."""
+
+Task = Mapping[str, Any]
+"""``name``; ``training``, a complete configuration as ``plain`` gives it, None to measure ``policy`` untrained;
+``measured``, URI of the folder for what is measured; ``evaluation``, settings of ``EvaluateConfig``."""
+
+
+def conduct(task: Task, board: Any) -> None:
+    """Train to the task's epochs what is not trained yet, and measure it.
+
+    Args:
+        task: see ``Task``.
+        board: the actor (messages.Messages) that hears of progress, and is told how this trial can be stopped.
+
+    Raises:
+        InputError, StorageError, TrainingError, Stopped: as a run alone.
+    """
+    messages = on_this_node()
+    board.push.remote({"trial": task["name"], "messages": messages})
+
+    def show(update: Mapping[str, Any]) -> None:
+        board.push.remote({**update, "trial": task["name"]})
+
+    if task["training"] is None:
+        _on_workers({"training": None, "task": task}, build(EvaluateConfig, task["evaluation"]), messages, show)
+        return
+    config = build(TrainConfig, task["training"])
+    planned = plan_run(config)
+    with lease.hold(planned.config.output) as held:
+        check_output(planned)
+        training = None if (result := finished(planned)) else {**planned.task(), "lease": held.token}
+        if result and result["epochs"] > config.epochs:
+            raise InputError(
+                f"{config.output} has {result['epochs']} epochs where this search asks for {config.epochs}; choose "
+                "another output for it"
+            )
+        _on_workers({"training": training, "task": task, "lease": held.token}, config, messages, show)
+
+
+def _on_workers(arguments: dict[str, Any], config: TrainConfig | EvaluateConfig, messages: Any, show: Any) -> None:
+    on_workers(
+        work,
+        arguments,
+        workers=config.worker_range if isinstance(config, TrainConfig) else config.workers,
+        threads=config.threads,
+        gpu=choose_device(config.device).type == "cuda",
+        show=show,
+        hang_seconds=config.hang_seconds if isinstance(config, TrainConfig) else 300,
+        messages=messages,
+    )
+
+
+def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """What the trial's ranks do. Collective."""
+    began = time.time()
+    task: Task = arguments["task"]
+    trained: dict[str, Any] = {}
+    if arguments["training"] is not None:
+        trained = loop.train(arguments["training"], reporter)
+    elif task["training"] is not None:
+        trained = together(lambda: dict(storage.read_json(storage.join(task["training"]["output"], RESULT))))
+    planned = together(lambda: evaluate.plan(build(EvaluateConfig, task["evaluation"])))
+    (found,) = Share(planned.arguments).measure(reporter).values()
+    exact = found[1].avg_reward
+    assert exact is not None
+    measured = {"best": trained.get("best"), "weights": trained.get("weights"), **exact.means()}
+    measured["clock"] = [began, time.time()]
+
+    def write() -> None:
+        if ranks.rank() == 0:
+            if "lease" in arguments:
+                lease.require(task["training"]["output"], arguments["lease"])
+            (identity,) = planned.identities.values()
+            for name, tally in ((RANKS, found[0]), (EXACT, exact)):
+                tallies.write(storage.join(task["measured"], name), tally, identity)
+            storage.write_json(storage.join(task["measured"], MEASURED), measured)
+
+    together(write)
+    return {}
+
+
+def measured(place: str) -> dict[str, Any] | None:
+    """What was measured in the folder ``place``; None where nothing stands there yet."""
+    whole = all(storage.exists(storage.join(place, name, artifact.MANIFEST)) for name in (RANKS, EXACT))
+    found = storage.join(place, MEASURED)
+    return dict(storage.read_json(found)) if whole and storage.exists(found) else None
