@@ -197,10 +197,11 @@ class Lane:
 
     def abandon(self) -> None:
         """End the group, whatever it does; does not wait."""
-        self.stop()
-        self.close()
-        if self._alive() and (room := ray.get(self._messages.room.remote())) is not None:
-            ray.util.remove_placement_group(room)
+        with contextlib.suppress(ray.exceptions.RayError):  # the cluster is going away, and the group with it
+            self.stop()
+            self.close()
+            if self._alive() and (room := ray.get(self._messages.room.remote(), timeout=ABANDON_SECONDS)) is not None:
+                ray.util.remove_placement_group(room)
 
     def join(self, seconds: float | None = None) -> None:
         """Wait for the group's end."""

@@ -9,6 +9,7 @@ folder: what a search resumes from are the runs themselves.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.progress_reporter import TrialProgressCallback
 
 from retilt.cluster import trial
 from retilt.cluster.display import Display
@@ -33,6 +35,15 @@ _QUIET = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints its settings even when told to be silent
 }
+
+
+class _Silent(TrialProgressCallback):
+    """In place of Tune's own, which prints each trial's last result even when told to be silent."""
+
+    def on_trial_result(self, *_: Any, **__: Any) -> None:
+        """Nothing: ``show`` tells of it."""
+
+    on_trial_error = on_trial_complete = on_trial_result
 
 
 def run_rung(
@@ -54,17 +65,15 @@ def run_rung(
         StorageError: a store failed; the other trials have ended first.
         Stopped: SIGTERM.
     """
-    board, running = on_this_node(), dict[str, Any]()
+    board, groups = on_this_node(), {task["name"]: on_this_node() for task in tasks}
 
     def shown(update: Update) -> None:
-        if "messages" in update:
-            running[update["trial"]] = update["messages"]
-        elif "committed" not in update:
+        if "committed" not in update:
             show(update)
 
     def ask() -> None:
         board.stop.remote()
-        for messages in list(running.values()):
+        for messages in groups.values():
             messages.stop.remote()
 
     stop = Checkpointing(ask, stop_seconds, lambda line: show({"note": line}))
@@ -74,7 +83,7 @@ def run_rung(
         Display(board, shown),
         stop(),
     ):
-        results = _tuner(tasks, board, at_once, folder).fit()
+        results = _tuner(tasks, groups, board, at_once, folder).fit()
     found = [results[place] for place in range(len(results))]
     metrics = {each.config["task"]["name"]: each.metrics or {} for each in found if each.config}
     if stop.asked:
@@ -92,15 +101,19 @@ def run_rung(
     return failures
 
 
-def _tuner(tasks: Sequence[Task], board: Any, at_once: int, folder: str) -> tune.Tuner:
+def _tuner(tasks: Sequence[Task], groups: dict[str, Any], board: Any, at_once: int, folder: str) -> tune.Tuner:
     node = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
-    function = tune.with_resources(tune.with_parameters(_conduct, board=board), {node: 0.001})
+    function = tune.with_resources(tune.with_parameters(_conduct, groups=groups, board=board), {node: 0.001})
     return tune.Tuner(
         function,
         param_space={"task": tune.grid_search([dict(task) for task in tasks])},
         tune_config=tune.TuneConfig(max_concurrent_trials=at_once, trial_dirname_creator=_folder),
         run_config=tune.RunConfig(
-            name="rung", storage_path=folder, verbose=0, failure_config=tune.FailureConfig(max_failures=REPEATS)
+            name="rung",
+            storage_path=folder,
+            verbose=0,
+            callbacks=[_Silent()],
+            failure_config=tune.FailureConfig(max_failures=REPEATS),
         ),
     )
 
@@ -109,14 +122,14 @@ def _folder(trial: Any) -> str:
     return str(trial.trial_id)
 
 
-def _conduct(config: dict[str, Any], board: Any) -> None:
+def _conduct(config: dict[str, Any], groups: dict[str, Any], board: Any) -> None:
     """Tune's function: a failure that would come again is a result; only a process that dies makes Tune repeat it."""
     task, failure = config["task"], None
     if ray.get(board.stopping.remote()):
         failure = (Stopped.__name__, "stopped before this began")
     else:
         try:
-            trial.conduct(task, board)
+            trial.conduct(task, groups[task["name"]], board)
         except RetiltError as problem:
             failure = (type(problem).__name__, " ".join(str(problem).split()))
     ray.get(board.push.remote({"trial": task["name"], "ended": True, "failure": failure}))
@@ -126,6 +139,7 @@ def _conduct(config: dict[str, Any], board: Any) -> None:
 @contextlib.contextmanager
 def _environment() -> Iterator[None]:
     before = {name: os.environ.get(name) for name in _QUIET}
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a killed trial's traceback; trial.py says so in words
     os.environ.update(_QUIET)
     try:
         yield

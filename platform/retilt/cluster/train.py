@@ -51,7 +51,7 @@ def _train(planned: PlannedRun, sizes: Sizes, token: str) -> dict[str, Any]:
         return on_workers(
             loop.train,
             {**planned.task(), "lease": token},
-            workers=_workers(config),
+            workers=worker_numbers(config),
             threads=config.threads,
             gpu=gpu,
             show=TrainingDisplay(),
@@ -117,7 +117,7 @@ def estimates(config: TrainConfig, sizes: Sizes) -> list[str]:
     return [*lines, f"a step: about {sum(seconds.values()):.3f} s ({named}) at the pace of this machine"]
 
 
-def _workers(config: TrainConfig) -> int | tuple[int, int]:
+def worker_numbers(config: TrainConfig) -> int | tuple[int, int]:
     """A number of workers, or the range to which Ray Train adapts them."""
     fewest, most = config.worker_range
     return fewest if fewest == most else (fewest, most)

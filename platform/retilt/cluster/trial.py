@@ -10,10 +10,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+import ray
+
 from retilt import artifact, lease, ranks, storage
 from retilt.cluster import evaluate
 from retilt.cluster.evaluate_share import Share
-from retilt.cluster.messages import on_this_node
+from retilt.cluster.train import worker_numbers
 from retilt.cluster.workers import on_workers
 from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.evaluation import tallies
@@ -32,18 +34,22 @@ Task = Mapping[str, Any]
 ``measured``, URI of the folder for what is measured; ``evaluation``, settings of ``EvaluateConfig``."""
 
 
-def conduct(task: Task, board: Any) -> None:
+def conduct(task: Task, messages: Any, board: Any) -> None:
     """Train to the task's epochs what is not trained yet, and measure it.
 
     Args:
         task: see ``Task``.
-        board: the actor (messages.Messages) that hears of progress, and is told how this trial can be stopped.
+        messages: the actor between this process and its workers. Whoever started the search owns it, so that it
+            outlives this process, and its successor finds the room that these workers hold.
+        board: the actor (also messages.Messages) that hears of progress.
 
     Raises:
         InputError, StorageError, TrainingError, Stopped: as a run alone.
     """
-    messages = on_this_node()
-    board.push.remote({"trial": task["name"], "messages": messages})
+    if (room := ray.get(messages.room.remote())) is not None:
+        # Of an attempt that was killed: its workers would hold the CPUs that this one's wait for.
+        board.push.remote({"trial": task["name"], "note": "its process ended; it goes on from its last checkpoint"})
+        ray.util.remove_placement_group(room)
 
     def show(update: Mapping[str, Any]) -> None:
         board.push.remote({**update, "trial": task["name"]})
@@ -68,7 +74,7 @@ def _on_workers(arguments: dict[str, Any], config: TrainConfig | EvaluateConfig,
     on_workers(
         work,
         arguments,
-        workers=config.worker_range if isinstance(config, TrainConfig) else config.workers,
+        workers=worker_numbers(config) if isinstance(config, TrainConfig) else config.workers,
         threads=config.threads,
         gpu=choose_device(config.device).type == "cuda",
         show=show,

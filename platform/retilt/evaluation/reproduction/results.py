@@ -37,7 +37,8 @@ of ``evaluation.metrics``. GROUP: those of the tally, so ``high_reward``, ``all`
 ``within/…`` (``evaluation.groups``), which say who gains. ``headline`` (``high_reward`` if absent) is the group that
 conclusions are about: targets rated ≥ 4.5, or those of high-return trajectories (``high_return``). ARM: see
 ``views.methods``. PREDICTOR: ``reward_model`` (the paper's), ``strong``, ``user_mean``, ``item_mean``, ``global_mean``,
-``user_item_bias``. ``shifts`` holds the undisturbed run of each kind too (noise 0, share 1). Epoch 0 of a curve is
+``user_item_bias``, ``user_item_bias_so_far``.
+``shifts`` holds the undisturbed run of each kind too (noise 0, share 1). Epoch 0 of a curve is
 the BC policy that post-training starts from; its ``avg_reward`` is by the training reward model, and all of it on
 validation data. ``learning_rate_factor`` may stand for ``learning_rate``: a multiple of what pretraining used.
 Undefined numbers are null, never NaN.

@@ -89,10 +89,10 @@ def _sentence(comparison: Mapping[str, Any]) -> str:
     return f"Exp-RSFT {verdict} {title(comparison['against'])}{scope}; {told}."
 
 
-def _warnings(results: Results) -> Iterator[str]:
-    yield from results.get("warnings", [])
-    if found := results.get("audit"):
-        yield from audit.warnings(found)
+def _warnings(results: Results) -> list[str]:
+    """Each once: the collector may have found those of the audit already."""
+    audited = audit.warnings(results["audit"]) if results.get("audit") else []
+    return list(dict.fromkeys([*results.get("warnings", []), *audited]))
 
 
 def _verdicts(results: Results) -> list[Block]:

@@ -20,6 +20,7 @@ PREDICTORS = {
     "item_mean": "Item mean",
     "global_mean": "Global mean",
     "user_item_bias": "User + item bias",
+    "user_item_bias_so_far": "User + item bias, told rewards so far",
     "reward_model": "Reward model",
     "strong": "Strong reward model",
 }

@@ -61,8 +61,9 @@ def _metrics(search: Search) -> list[Block]:
         return [NOT_RUN]
     second = (
         f"{title(metric(search))} as above, with what λ does to the data (effective sample size of the weights, left) "
-        "and to the policy (exact KL to the initial policy, mean over validation positions, right) on second axes. "
-        "ESS/n follows from λ alone; KL grows with the epochs of a trial, so marks of different sizes do not compare."
+        "and to the policy (exact KL to the initial policy, mean over validation positions, right), in black on second "
+        "axes. ESS/n follows from λ alone; KL grows with the epochs of a trial, so marks of different sizes do not "
+        "compare."
     )
     blocks += shown("tilt", second, figures.tilt(search))
     floors = axis.floors(search)
