@@ -6,8 +6,9 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -15,9 +16,8 @@ from tests.data import small_dataset
 from tests.faults.processes import command, tree
 
 from retilt import storage
-from retilt.cluster import session
+from retilt.cluster import session, trial
 from retilt.cluster.rungs import run_rung
-from retilt.cluster.trial import RANKS, measured
 from retilt.config import TrainConfig, build
 from retilt.config.tune import TuneConfig
 from retilt.data.dataset import Dataset
@@ -26,7 +26,9 @@ from retilt.training import loop
 from retilt.training.run import plan_run
 from retilt.types import InputError
 from retilt.workflows import search
+from retilt.workflows.proposing import Proposal, facts, propose, snapshot
 from retilt.workflows.trials import Maker, Trial
+from retilt.workflows.watching import Trials
 
 MODEL = {"name": "hstu", "max_length": 8, "width": 4, "blocks": 1, "head_width": 4}
 SMALL = {"batch_users": 12, "table": "replicated", "threads": 1, "epochs": 1, "replicates": 200}
@@ -63,11 +65,26 @@ def config(place: Path, output: Path, **values: Any) -> TuneConfig:
     return build(TuneConfig, {**given, **SMALL, "min_reward": 3.0, **values})
 
 
-def test_a_search_ends_with_a_choice_and_is_found_again(
-    cluster: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+class Killing(Trials):
+    """Kills the process of each trial at work when the first of them tells of its training, with SIGKILL."""
+
+    killed: ClassVar[list[int]] = []
+
+    def show(self, update: Mapping[str, Any]) -> None:
+        super().show(update)
+        if update.get("trial") == "lambda-0.5-rate-0.001" and "epoch" in update and not self.killed:
+            self.killed.extend(pid for pid in tree(os.getpid()) if "ImplicitFunc" in command(pid))
+            for pid in self.killed:
+                os.kill(pid, signal.SIGKILL)
+
+
+def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
+    cluster: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = config(place, tmp_path / "first", temperatures=[0.5, 2.0])
+    one = config(place, tmp_path / "out", temperatures=[0.5, 2.0])
+    monkeypatch.setattr(search, "Trials", Killing)
     found = search.run(one)
+    assert Killing.killed
     done = {each["name"]: each for each in found["trials"]}
     assert {each["method"] for each in done.values()} == {"bc", "exp_rsft", "top_rated", "rsft"}
     assert {each["state"] for each in done.values()} == {"done"}
@@ -79,43 +96,75 @@ def test_a_search_ends_with_a_choice_and_is_found_again(
     assert done["lambda-0.5-rate-0.001"]["ess"] < done["lambda-2-rate-0.001"]["ess"]
     assert done["lambda-0.5-rate-0.001"]["kl"] > 0
     assert found["cost"]["ratio"] == pytest.approx(5)
-    assert {"search.json", "report.html", "report.md"} <= {each.name for each in (tmp_path / "first").iterdir()}
+    assert {"search.json", "report.html", "report.md"} <= {each.name for each in (tmp_path / "out").iterdir()}
     assert storage.exists(found["policy"])
-    written = json.loads((tmp_path / "first" / "search.json").read_text())
+    written = json.loads((tmp_path / "out" / "search.json").read_text())
     assert written["choice"] == json.loads(json.dumps(choice))
-    assert choice["trial"] in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert choice["trial"] in shown
+    assert "its process ended" in shown
+
+    # What was killed and repeated has the numbers of a trial that nobody disturbed.
+    alone = _task(place, tmp_path / "alone", 0.5, 1e-3)
+    training = plan_run(build(TrainConfig, alone["training"])).task()
+    trial.work({"training": training, "task": alone}, Silent())
+    name = "lambda-0.5-rate-0.001@1"
+    sums = [tallies.read(str(tmp_path / each / "measured" / name / trial.RANKS))[0].sums for each in ("out", "alone")]
+    assert torch.equal(sums[0], sums[1])
 
     again = search.run(one)
     assert again["choice"] == choice
     assert "trial(s) to" not in capsys.readouterr().out
 
-    # The night after, on the same data: nothing has drifted, so that only the choice is trained anew.
-    next_night = search.run(config(place, tmp_path / "second", previous=str(tmp_path / "first")))
-    assert next_night["drift"]["level"] == "none"
-    assert [each["temperature"] for each in next_night["trials"]] == [choice["temperature"]]
-    assert next_night["choice"]["temperature"] == choice["temperature"]
 
-    # A trial killed with SIGKILL is repeated, to the same numbers; one without a finite loss fails, alone.
+def test_a_trial_without_a_finite_loss_fails_with_its_reason(cluster: None, place: Path, tmp_path: Path) -> None:
     # Adam's second step of 3e38 is beyond float32; weights that are infinite give a loss that is not a number.
-    tasks = [_task(place, tmp_path / "killed", 0.5, rate) for rate in (1e-3, 3e38)]
-    killed: list[int] = []
+    task = _task(place, tmp_path, 0.5, 3e38)
+    failed = run_rung([task], at_once=1, stop_seconds=60, show=lambda _: None)
+    assert list(failed) == [task["name"]]
+    assert "not finite" in failed[task["name"]]
+    assert trial.measured(task["measured"]) is None
 
-    def show(update: Mapping[str, Any]) -> None:
-        if update.get("trial") == tasks[0]["name"] and "epoch" in update and not killed:
-            drivers = [pid for pid in tree(os.getpid()) if "ImplicitFunc" in command(pid)]
-            assert drivers
-            killed.extend(drivers)
-            for pid in drivers:
-                os.kill(pid, signal.SIGKILL)
 
-    failed = run_rung(tasks, at_once=2, stop_seconds=60, show=show)
-    assert killed
-    assert list(failed) == [tasks[1]["name"]]
-    assert "not finite" in failed[tasks[1]["name"]]
-    assert measured(tasks[1]["measured"]) is None
-    name = "lambda-0.5-rate-0.001@1"
-    sums = [tallies.read(str(tmp_path / each / "measured" / name / RANKS))[0].sums for each in ("first", "killed")]
-    assert torch.equal(sums[0], sums[1])
+@pytest.mark.soak
+def test_the_night_after_only_the_choice_is_trained(cluster: None, place: Path, tmp_path: Path) -> None:
+    first = search.run(config(place, tmp_path / "first", temperatures=[0.5, 2.0]))
+    found = search.run(config(place, tmp_path / "second", previous=str(tmp_path / "first")))
+    assert found["drift"]["level"] == "none"
+    assert [each["temperature"] for each in found["trials"]] == [first["choice"]["temperature"]]
+    assert found["choice"]["temperature"] == first["choice"]["temperature"]
+
+
+def _earlier(place: Path, folder: Path, **changes: Any) -> str:
+    """What an earlier search leaves that a later one reads."""
+    known = asdict(snapshot(Dataset.open(str(place / "data"))))
+    storage.write_json(str(folder / "facts.json"), {"identity": "", "searched": {**known, **changes}})
+    storage.write_json(str(folder / "search.json"), {"choice": {"temperature": 1.0, "learning_rate": 3e-4}})
+    return str(folder)
+
+
+def test_an_earlier_choice_is_taken_after_no_drift_and_searched_around_after_little(
+    place: Path, tmp_path: Path
+) -> None:
+    data = Dataset.open(str(place / "data"))
+    rewards = data.statistics("select")
+
+    def proposed(name: str, **changes: Any) -> Proposal:
+        previous = _earlier(place, tmp_path / name, **changes)
+        return propose(config(place, tmp_path / "out", previous=previous), data, rewards)
+
+    same = proposed("same")
+    assert (same.settled, same.temperatures, same.rate) == (True, [1.0], 3e-4)
+    little = proposed("little", users=int(data.users / 1.4), events=int(data.events / 1.4))
+    assert little.drift is not None
+    assert (little.drift["level"], little.settled, little.temperatures) == ("little", False, [0.667, 1.0, 1.5])
+    much = proposed("much", users=data.users // 3, events=data.events // 3)
+    assert much.drift is not None
+    assert (much.drift["level"], much.settled, len(much.temperatures)) == ("much", False, 8)
+    # A search that takes an earlier choice hands on what that was made on.
+    assert facts(same, data, "")["searched"] == asdict(snapshot(data))
+    with pytest.raises(InputError, match="no finished search there"):
+        propose(config(place, tmp_path / "out", previous=str(place)), data, rewards)
 
 
 def _task(place: Path, output: Path, temperature: float, rate: float) -> Mapping[str, Any]:
@@ -159,7 +208,7 @@ def test_more_workers_than_the_cluster_has(cluster: None, place: Path, tmp_path:
 
 def test_rewards_that_are_all_equal(place: Path, tmp_path: Path) -> None:
     users = [[(item, 3.0, time) for item, _, time in user] for user in small_dataset.sequences(12, 20, longest=10)]
-    data = small_dataset.write(str(tmp_path / "data"), users, 20, lanes=2, shards=[[12]])
+    data = small_dataset.write(str(tmp_path / "data"), users, 20, lanes=2, shards=[[6, 6]])
     with pytest.raises(InputError, match="every training event has the reward 3"):
         search.run(config(place, tmp_path / "out", dataset=data))
 
