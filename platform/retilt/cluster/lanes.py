@@ -233,14 +233,14 @@ def stop_all(lanes: Iterable[Lane]) -> None:
         lane.stop()
 
 
-def most(workers: int, threads: int | None) -> int:
-    """Lanes for which the connected cluster has free CPUs, at least one; ``threads`` as a configuration has it.
+def most(workers: int, threads: int | None, device: str) -> int:
+    """Lanes for which the connected cluster has free CPUs and GPUs, at least one; ``threads`` and ``device`` as given.
 
     Raises InputError where not even one has room.
     """
-    each = workers * place_workers(workers, threads, gpu=False)["CPU"]
+    each = place_workers(workers, threads, gpu=parallel.choose_device(device).type == "cuda")
     free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(free.get("CPU", 0) // each))
+    return max(1, int(min(free.get(name, 0) // (workers * needed) for name, needed in each.items())))
 
 
 @contextlib.contextmanager

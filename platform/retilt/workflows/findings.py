@@ -176,17 +176,19 @@ class Findings:
         return storage.join(self.make.training(self.chosen, self.config.epochs).output, "policy", "best")
 
     def _next(self) -> Iterator[str]:
-        config, run = self.config, self.make.training(self.chosen, self.config.epochs).output
+        config, run = self.config, self.make.training(self.chosen, self.config.epochs)
         test = storage.join(storage.parent(config.output), "test")
+        policies = f"'{{bc: {config.initial}, chosen: {run.output}}}'"
         yield (
-            f"python jobs/evaluate.py dataset={config.dataset} policies='{{bc: {config.initial}, chosen: {run}}}' "
+            f"python jobs/evaluate.py dataset={config.dataset} policies={policies} "
             f"min_reward={self.make.min_reward:g} part=test output={test}"
         )
         epochs = self._choice()["epochs"]
         yield (
             f"python jobs/posttrain.py dataset={config.dataset} initial=URI_OF_BC_UNDER_REFIT protocol=refit "
             f"algorithm=exp_rsft algorithm.temperature={self.chosen.temperature:g} epochs={epochs} "
-            f"learning_rate={self.chosen.learning_rate:g} output=…"
+            f"learning_rate={run.learning_rate:g} table_learning_rate={run.table_learning_rate:g} "
+            f"batch_users={run.batch_users} table={run.table} output=…"
         )
 
 

@@ -77,7 +77,7 @@ def _theory(config: ReproduceConfig) -> dict[str, Any]:
 def _work(config: ReproduceConfig, schedule: Schedule) -> None:
     with session.connect():
         session.require_shared(config.output, "output", config.storage.shared_filesystem)
-        number = min(most(config.workers, config.threads), max(1, len(schedule.left())))
+        number = min(most(config.workers, config.threads, config.device), max(1, len(schedule.left())))
         steps = Steps(schedule, number)
         steps.say(f"{len(schedule.done)} steps are done, about {len(schedule.left())} are left; {number} lane(s)")
         write = Rarely(lambda: _write(config, schedule), WRITE_SECONDS)

@@ -62,7 +62,8 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
         return {}
     with session.connect():
         _require_shared(config)
-        room = most(config.worker_range[0], config.threads)  # refuses what never could have any, before all else
+        # Before anything is written: refuses a grid of which not even one trial could ever have room.
+        room = most(config.worker_range[0], config.threads, config.device)
         with lease.hold(config.output):
             storage.write_json(storage.join(config.output, FACTS), facts(proposal, data, identity))
             return search.run(min(room, config.concurrency or room))
@@ -115,10 +116,15 @@ class Search:
         planned = plan_run(self.make.training(self.lambdas[0], self.config.epochs))
         if planned.warning:
             say(f"warning: {planned.warning}")
-        gpu, config = choose_device(self.config.device).type == "cuda", self.config
+        self._require_memory(1)
+
+    def _require_memory(self, trials: int) -> None:
+        """Refuse what has no room in memory, so many trials side by side."""
+        planned, config = plan_run(self.make.training(self.lambdas[0], self.config.epochs)), self.config
+        gpu = choose_device(config.device).type == "cuda"
         planning.require_room(
             Sizes.of(planned.config, self.data),
-            lambda workers: resources.room_of_worker(workers, config.threads, gpu, config.memory_per_worker),
+            lambda workers: resources.room_of_worker(trials * workers, config.threads, gpu, config.memory_per_worker),
         )
 
     def describe(self) -> list[str]:
@@ -136,9 +142,11 @@ class Search:
     def run(self, room: int) -> dict[str, Any]:
         """All rungs, up to ``room`` trials side by side, the choice, and the report."""
         self.room = room
+        self._require_memory(min(room, len(self.trials)))
         alive = self.trials
         for number, epochs in enumerate(self.lengths):
             alive = self._rung(epochs, survivors(alive, self._score) if number else alive)
+            self._require_targets(alive)
         candidates = [each for each in alive if each.method == "exp_rsft"]
         decided = self._choose(candidates) if self.lengths else None
         chosen = self._named(decided.chosen) if decided else self.lambdas[0]
@@ -155,12 +163,15 @@ class Search:
             reasons = "; ".join(f"{each.name}: {reason}" for each, reason in self.failures.items())
             raise TrainingError(f"no λ could be trained ({reasons})")
         whole = [Candidate(each.name, each.temperature or 0.0, self.tally(each)) for each in candidates]
-        if not whole[0].tally.count("n", self.group):
+        return choose(whole, self.group, self.metric)
+
+    def _require_targets(self, measured: Sequence[Trial]) -> None:
+        """Refuse a group of targets that is empty; how many there are is known when one policy was measured."""
+        if measured and not self.tally(measured[0]).count("n", self.group):
             raise InputError(
                 f"no validation target has a reward of at least {self.make.min_reward:g}, so nothing can be chosen by "
                 "them; give a smaller min_reward"
             )
-        return choose(whole, self.group, self.metric)
 
     def _rung(self, epochs: int, trials: Sequence[Trial]) -> list[Trial]:
         """Train to so many epochs and measure what is not there yet; those that have not failed."""
