@@ -22,7 +22,6 @@ if __name__ == "__main__":
 
 from retilt import storage
 from retilt.cluster import ingest, session, train
-from retilt.cluster.lanes import most
 from retilt.cluster.rungs import run_rung
 from retilt.cluster.trial import RANKS, measured
 from retilt.config import PrepareConfig, TrainConfig, build
@@ -128,8 +127,7 @@ def compared(given: argparse.Namespace) -> dict[str, Any]:
     """Everything that was asked for, told line by line."""
     place = given.output.absolute()
     data, initial = start(place, given.source, given.initial)
-    found: dict[str, Any] = {"source": given.source, "at_once": most(1, 1, "auto")}
-    found |= cost(place, data, initial, given.epochs)
+    found: dict[str, Any] = {"source": given.source, **cost(place, data, initial, given.epochs)}
     print(f"positions of a search over those of one run: {found['positions']:.2f} (wanted: at most 3)")
     print(f"seconds of work, search over one run:        {found['seconds']:.2f} (wanted: at most 3.5)")
     print(f"start-up of the workers: search {found['search_start_up']:.0f} s, run {found['run_start_up']:.0f} s")

@@ -58,6 +58,7 @@ def config(data: str, trained: dict[str, str], **values: Any) -> EvaluateConfig:
             "item": {"policy": "bc", "temperature": 0.5},
             "rm": {"policy": "bc", "reward_model": "judge", "temperature": [0.25, 1.0]},
         },
+        "reference": trained["bc"],
     }
     return build(EvaluateConfig, {**given, **values})
 
@@ -94,6 +95,9 @@ def test_everything_at_once_alike_on_two_workers(
     for name in sharded.identities:
         mine, theirs = (numbers(each["policies"][name]) for each in (one, two))
         assert theirs == pytest.approx(mine, rel=1e-5, abs=1e-6), name
+    kl = {name: one["policies"][name]["further"]["avg_reward"]["kl"]["value"] for name in ("bc", "exp", "item")}
+    assert kl["bc"] == 0
+    assert min(kl["exp"], kl["item"]) > 1e-4
     further = one["policies"]["item"]["further"]
     assert set(further) == {"avg_reward", "groups", "lists", "pairwise_accuracy", "versus_first"}
     assert set(one["policies"]["rm/1"]["further"]) == {"groups", "versus_first"}
@@ -118,7 +122,8 @@ def test_the_report_shows_what_was_measured(one: dict[str, Any], tmp_path: Path)
 
 
 def test_without_being_asked_nothing_more_is_measured(data: str, trained: dict[str, str], tmp_path: Path) -> None:
-    plain = config(data, trained, low_reward=None, groups=False, reward_models={}, tilts={}, policies=[trained["bc"]])
+    nothing: dict[str, Any] = {"low_reward": None, "groups": False, "reward_models": {}, "tilts": {}, "reference": None}
+    plain = config(data, trained, **nothing, policies=[trained["bc"]])
     planned = evaluate.plan(plain)
     found = built(planned, measured(planned.arguments))
     assert list(found["policies"]["bc"]) == ["all", "high_reward", "untied"]
@@ -179,5 +184,5 @@ def test_a_reward_model_of_shorter_histories_than_a_policy_is_refused(
     ):
         with pytest.raises(InputError, match=f"^{key}: .*{said}"):
             evaluate.plan(config(data, trained, **values))
-    both = {"policies": {"bc": trained["bc"], "long": long}, "reward_models": {}, "tilts": {}}
+    both = {"policies": {"bc": trained["bc"], "long": long}, "reward_models": {}, "tilts": {}, "reference": None}
     assert evaluate.plan(config(data, trained, **both)).arguments["policies"]["long"]

@@ -23,6 +23,8 @@ POSITIONS = 10_000
 """Most held-out positions at which items are drawn."""
 DRAWS = 10
 """Items drawn at each."""
+ROUNDING = 1e-12
+"""Nats below which a KL is 0, as that of a policy from itself: a ratio to what is left of rounding would be noise."""
 SEED = 0
 """Of the choice of positions and of the draws: the same for all policies, whose differences are paired thereby."""
 
@@ -68,7 +70,8 @@ def tally(
             columns += [each.score(some, item_PK).double().mean(1) for each in reward_models.values()]
         columns.append(distribution.entropy())
         if reference is not None:
-            columns.append(distribution.kl(reference.exact(some)))
+            kl_P = distribution.kl(reference.exact(some))
+            columns.append(torch.where(kl_P < ROUNDING, 0.0, kl_P))
         value_PM = torch.stack([column.double() for column in columns], dim=1).cpu()
         whole_P = torch.ones(len(value_PM), dtype=torch.bool)
         found.add(some.target_example_P.cpu(), whole_P[None], value_PM, ~whole_P)
