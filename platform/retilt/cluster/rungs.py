@@ -8,11 +8,9 @@ folder: what a search resumes from are the runs themselves.
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -24,6 +22,7 @@ from retilt.cluster.display import Display
 from retilt.cluster.messages import Update, on_this_node
 from retilt.cluster.stopping import Checkpointing
 from retilt.cluster.trial import Task
+from retilt.cluster.workers import environment
 from retilt.types import ERRORS, RetiltError, Stopped, StorageError, TrainingError
 
 REPEATS = 3
@@ -76,10 +75,11 @@ def run_rung(
         for messages in groups.values():
             messages.stop.remote()
 
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a killed trial's traceback; trial.py says so in words
     stop = Checkpointing(ask, stop_seconds, lambda line: show({"note": line}))
     with (
         tempfile.TemporaryDirectory(prefix="retilt-ray-tune-") as folder,
-        _environment(),
+        environment(_QUIET),
         Display(board, shown),
         stop(),
     ):
@@ -134,15 +134,3 @@ def _conduct(config: dict[str, Any], groups: dict[str, Any], board: Any) -> None
             failure = (type(problem).__name__, " ".join(str(problem).split()))
     ray.get(board.push.remote({"trial": task["name"], "ended": True, "failure": failure}))
     tune.report({"failure": failure})
-
-
-@contextlib.contextmanager
-def _environment() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _QUIET}
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a killed trial's traceback; trial.py says so in words
-    os.environ.update(_QUIET)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})

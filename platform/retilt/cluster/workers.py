@@ -167,6 +167,13 @@ def ray_train_settings(hang_seconds: int, workers: int | tuple[int, int]) -> Ite
     }
     if not isinstance(workers, int):
         settings["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(ROOM_SECONDS)
+    with environment(settings):
+        yield
+
+
+@contextlib.contextmanager
+def environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Variables of this process's environment inside the block; afterwards it is as before."""
     before = {name: os.environ.get(name) for name in settings}
     os.environ.update(settings)
     try:

@@ -52,7 +52,7 @@ class Findings:
             "choice": choice,
             "cost": self._cost(trials),
             "policy": self._policy(),
-            "next": list(self._next()),
+            "next": list(self._next(choice["epochs"])),
         }  # fmt: skip
         return found
 
@@ -175,7 +175,7 @@ class Findings:
     def _policy(self) -> str:
         return storage.join(self.make.training(self.chosen, self.config.epochs).output, "policy", "best")
 
-    def _next(self) -> Iterator[str]:
+    def _next(self, epochs: int) -> Iterator[str]:
         config, run = self.config, self.make.training(self.chosen, self.config.epochs)
         test = storage.join(storage.parent(config.output), "test")
         policies = f"'{{bc: {config.initial}, chosen: {run.output}}}'"
@@ -183,7 +183,6 @@ class Findings:
             f"python jobs/evaluate.py dataset={config.dataset} policies={policies} "
             f"min_reward={self.make.min_reward:g} part=test output={test}"
         )
-        epochs = self._choice()["epochs"]
         yield (
             f"python jobs/posttrain.py dataset={config.dataset} initial=URI_OF_BC_UNDER_REFIT protocol=refit "
             f"algorithm=exp_rsft algorithm.temperature={self.chosen.temperature:g} epochs={epochs} "

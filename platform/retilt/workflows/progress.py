@@ -16,26 +16,40 @@ from retilt.workflows.scheduling import Schedule
 from retilt.workflows.steps import Failed, Measured, Outcome, Step, Trained
 
 
-class Steps:
-    """Tells of steps as they end, and on a terminal of what each lane is at."""
+class Bars:
+    """On a terminal bars below the lines that are said, in a log the lines alone."""
 
-    def __init__(self, schedule: Schedule, lanes: int) -> None:
-        self._schedule, self._lanes = schedule, lanes
+    def __init__(self) -> None:
         self._bars = Progress(
             TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[said]}"), TimeElapsedColumn(),
             console=Console(), disable=not sys.stdout.isatty(),
         )  # fmt: skip
-        left = schedule.left()
-        self._whole = self._bars.add_task(
-            "steps", total=len(schedule.done) + len(left), completed=len(schedule.done), said=""
-        )
-        self._rows = [self._bars.add_task(f"lane {lane + 1}", total=None, said="") for lane in range(lanes)]
         self._began = time.monotonic()
 
     @contextlib.contextmanager
     def __call__(self) -> Iterator[None]:
         with self._bars:
             yield
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        if self._bars.disable:
+            print(line, flush=True)
+        else:
+            self._bars.print(line, markup=False, highlight=False)
+
+
+class Steps(Bars):
+    """Tells of steps as they end, and on a terminal of what each lane is at."""
+
+    def __init__(self, schedule: Schedule, lanes: int) -> None:
+        super().__init__()
+        self._schedule, self._lanes = schedule, lanes
+        left = schedule.left()
+        self._whole = self._bars.add_task(
+            "steps", total=len(schedule.done) + len(left), completed=len(schedule.done), said=""
+        )
+        self._rows = [self._bars.add_task(f"lane {lane + 1}", total=None, said="") for lane in range(lanes)]
 
     def lane(self, number: int, update: Update) -> None:
         """A worker's line of progress, or its note, which stays."""
@@ -50,13 +64,6 @@ class Steps:
         done, left = len(self._schedule.done), len(self._schedule.left())
         self.say(f"{done} of about {done + left} steps, {self._time()}: {step.place} {_in_words(outcome)}")
         self._bars.update(self._whole, completed=done, total=done + left, said=self._time())
-
-    def say(self, line: str) -> None:
-        """One line that stays."""
-        if self._bars.disable:
-            print(line, flush=True)
-        else:
-            self._bars.print(line, markup=False, highlight=False)
 
     def _time(self) -> str:
         left = self._schedule.seconds_left(self._lanes)

@@ -182,7 +182,7 @@ class Search:
         if tasks:
             at_once = min(self.room, len(tasks))
             say(f"{len(tasks)} trial(s) to {epochs} epoch(s), {at_once} at once")
-            watch = Trials(len(tasks), at_once)
+            watch = Trials(len(tasks))
             with watch():
                 failed = run_rung(tasks, at_once=at_once, stop_seconds=self.config.stop_seconds, show=watch.show)
             if "initial" in failed:

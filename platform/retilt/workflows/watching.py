@@ -2,34 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
 import time
-from collections.abc import Iterator
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from retilt.cluster.display import duration, training_line
 from retilt.cluster.messages import Update
+from retilt.workflows.progress import Bars
 
 
-class Trials:
+class Trials(Bars):
     """Tells of the trials of one rung."""
 
-    def __init__(self, trials: int, at_once: int) -> None:
-        self._trials, self._at_once, self._done = trials, at_once, 0
-        self._bars = Progress(
-            TextColumn("{task.description}"), BarColumn(30), TextColumn("{task.fields[said]}"), TimeElapsedColumn(),
-            console=Console(), disable=not sys.stdout.isatty(),
-        )  # fmt: skip
+    def __init__(self, trials: int) -> None:
+        super().__init__()
+        self._trials, self._done = trials, 0
         self._whole = self._bars.add_task("trials", total=trials, said="")
-        self._began = time.monotonic()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._bars:
-            yield
 
     def show(self, update: Update) -> None:
         """An update of a trial's workers, or of its end."""
@@ -47,13 +33,6 @@ class Trials:
                 self.say(f"{name}: {training_line(update)}")
             else:
                 self._bars.update(self._whole, said=f"{name} epoch {update['epoch']}/{update['epochs']}")
-
-    def say(self, line: str) -> None:
-        """One line that stays."""
-        if self._bars.disable:
-            print(line, flush=True)
-        else:
-            self._bars.print(line, markup=False, highlight=False)
 
     def _time(self) -> str:
         spent = time.monotonic() - self._began
