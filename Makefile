@@ -31,7 +31,7 @@ check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/lint-imports --no-logo
 
 test: $(STAMP)  ## all tests but the soak
-	$(RUN) -m pytest -q --durations=25
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup --durations=25
 
 soak: $(STAMP)  ## faults at length: every kill point, hangs, lost nodes and drivers, then an hour's look for leaks
 	$(RUN) -m pytest -q -m "soak or not soak" --durations=12 -s tests/faults tests/training

@@ -2,9 +2,10 @@
 
 ``python tests/benchmarks/lambda_search.py --output FOLDER`` prepares a data set, clones its behaviour, and searches
 eight λ by halving. Beside it stands one full-length run at the chosen λ, as a trial too, so that both pay the same for
-their workers. Seconds are those in which at least one trial's workers were at work; what Ray needs to start them is
-told apart. ``--grid`` trains the whole grid as well, for each of ``--seeds``, and compares the two choices on the
-grid's own validation tallies, paired by user. Everything stands in FOLDER, and the same command goes on where it was.
+their workers. Seconds are those in which at least one trial's workers were at work; what it takes until their model
+stands (processes, libraries, data set, initial policy) is told apart. ``--grid`` trains the whole grid as well, for
+each of ``--seeds``, and compares the two choices on the grid's own validation tallies, paired by user. Everything
+stands in FOLDER, and the same command goes on where it was.
 Prints a table and, as its last line, one JSON object.
 """
 

@@ -16,15 +16,16 @@ from tests.data import small_dataset
 from tests.faults.processes import command, tree
 
 from retilt import storage
-from retilt.cluster import session, trial
+from retilt.cluster import evaluate, session, trial
+from retilt.cluster.evaluate_share import Share
 from retilt.cluster.rungs import run_rung
-from retilt.config import TrainConfig, build
+from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.config.tune import TuneConfig
 from retilt.data.dataset import Dataset
 from retilt.evaluation import tallies
-from retilt.training import loop
+from retilt.training import checkpoint, loop
 from retilt.training.run import plan_run
-from retilt.types import InputError
+from retilt.types import InputError, Stopped
 from retilt.workflows import search
 from retilt.workflows.proposing import Proposal, facts, propose, snapshot
 from retilt.workflows.trials import Maker, Trial
@@ -106,15 +107,49 @@ def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
 
     # What was killed and repeated has the numbers of a trial that nobody disturbed.
     alone = _task(place, tmp_path / "alone", 0.5, 1e-3)
-    training = plan_run(build(TrainConfig, alone["training"])).task()
+    training = {**plan_run(build(TrainConfig, alone["training"])).task(), "replicates": 200}
     trial.work({"training": training, "task": alone}, Silent())
     name = "lambda-0.5-rate-0.001@1"
     sums = [tallies.read(str(tmp_path / each / "measured" / name / trial.RANKS))[0].sums for each in ("out", "alone")]
     assert torch.equal(sums[0], sums[1])
+    # Its tally, which the run's validation made, is what evaluate finds of the policy that it published.
+    ((ranked, _),) = (
+        Share(evaluate.plan(build(EvaluateConfig, alone["evaluation"])).arguments).measure(Silent()).values()
+    )
+    torch.testing.assert_close(sums[1], ranked.sums, rtol=1e-12, atol=1e-12)
 
     again = search.run(one)
     assert again["choice"] == choice
     assert "trial(s) to" not in capsys.readouterr().out
+
+
+def test_sigterm_ends_a_rung_with_checkpoints_and_begins_no_further_trial(
+    cluster: None, place: Path, tmp_path: Path
+) -> None:
+    tasks = [_task(place, tmp_path, each, 1e-3, epochs=4) for each in (0.5, 1.0, 2.0, 4.0)]
+    began: set[str] = set()
+
+    def show(update: Mapping[str, Any]) -> None:
+        if "trial" in update and not update.get("ended"):
+            began.add(update["trial"])
+        if "epoch" in update and not stopped:
+            stopped.append(update["trial"])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stopped: list[str] = []
+    with pytest.raises(Stopped, match="the same command continues"):
+        run_rung(tasks, at_once=1, stop_seconds=60, show=show)
+    assert began == {tasks[0]["name"]}
+    assert checkpoint.committed(tasks[0]["training"]["output"])
+    assert trial.measured(tasks[0]["measured"]) is None
+
+    assert run_rung(tasks[:1], at_once=1, stop_seconds=60, show=lambda _: None) == {}
+    alone = _task(place, tmp_path / "alone", 0.5, 1e-3, epochs=4)
+    training = {**plan_run(build(TrainConfig, alone["training"])).task(), "replicates": 200}
+    trial.work({"training": training, "task": alone}, Silent())
+    for name in (trial.RANKS, trial.EXACT):
+        both = [tallies.read(storage.join(task["measured"], name))[0].sums for task in (tasks[0], alone)]
+        assert torch.equal(both[0], both[1])
 
 
 def test_a_trial_without_a_finite_loss_fails_with_its_reason(cluster: None, place: Path, tmp_path: Path) -> None:
@@ -167,10 +202,10 @@ def test_an_earlier_choice_is_taken_after_no_drift_and_searched_around_after_lit
         propose(config(place, tmp_path / "out", previous=str(place)), data, rewards)
 
 
-def _task(place: Path, output: Path, temperature: float, rate: float) -> Mapping[str, Any]:
-    one = config(place, output, numerics={"max_skipped": 1})
+def _task(place: Path, output: Path, temperature: float, rate: float, epochs: int = 1) -> Mapping[str, Any]:
+    one = config(place, output, numerics={"max_skipped": 1}, log_every=1)
     make = Maker(one, Dataset.open(one.dataset).statistics("select"), 3.0)
-    return make.task(Trial("exp_rsft", temperature, rate), 1)
+    return make.task(Trial("exp_rsft", temperature, rate), epochs)
 
 
 @pytest.mark.parametrize(

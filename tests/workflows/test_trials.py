@@ -64,6 +64,14 @@ def test_a_run_keeps_the_ratio_of_the_learning_rates() -> None:
     assert run.output == "/o/trials/lambda-0.5-rate-0.0003"
 
 
+def test_divergence_is_measured_only_of_trials_that_the_choice_is_made_from() -> None:
+    config = build(TuneConfig, {"dataset": "d", "initial": "i", "output": "/o"})
+    make = Maker(config, LEVELS, 4.0, exact_from=3)
+    trial = Trial("exp_rsft", 0.5, 1e-3)
+    assert [make.task(trial, epochs)["exact"] for epochs in (1, 3, 10)] == [False, True, True]
+    assert make.initial_task()["exact"]
+
+
 def test_baselines_follow_the_rewards() -> None:
     config = build(TuneConfig, {"dataset": "d", "initial": "i", "output": "/o"})
     levels, continuous = Maker(config, LEVELS, 4.0), Maker(config, {"quantiles": [-2.0, 0.0, 3.0]}, 1.0)

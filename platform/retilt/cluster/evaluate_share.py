@@ -118,7 +118,7 @@ class Share:
     def _measured(self, loaded: Loaded, policy: ExactPolicy) -> Found:
         """Of a policy, or of what it is tilted to."""
         config = self.config
-        lists, pairs, judged = None, None, None
+        lists, pairs = None, None
         if config.groups:
             active = self.dataset.active()
             lists = Lists(self.train_counts, active, config.replicates, config.seed, self.device)
@@ -132,13 +132,21 @@ class Share:
             also=[each for each in (lists, pairs) if each is not None],
             replicates=config.replicates, seed=config.seed, device=self.device,
         )  # fmt: skip
-        if self.judges or self.reference is not None:
-            judged = avg_reward.tally(
-                policy, self._batches(loaded), self.judges, self.reference,
-                last=self.last, replicates=config.replicates, seed=config.seed, device=self.device,
-            )  # fmt: skip
+        judged = self._scored(loaded, policy) if self.judges or self.reference is not None else None
         further = Further(judged, lists, None if pairs is None else pairs.tally)
         return targets.sum_over_ranks(), further.sum_over_ranks()
+
+    def _scored(self, loaded: Loaded, policy: ExactPolicy) -> Tally:
+        return avg_reward.tally(
+            policy, self._batches(loaded), self.judges, self.reference, last=self.last,
+            replicates=self.config.replicates, seed=self.config.seed, device=self.device,
+        )  # fmt: skip
+
+    def scores(self) -> Tally:
+        """Only what reward models and the reference say of the configuration's one policy, and nothing of its ranks."""
+        (place,) = self.arguments["policies"].values()
+        loaded = self._load(place)
+        return self._scored(loaded, loaded.policy).sum_over_ranks()
 
     def _tilted(self, loaded: Loaded, name: str, reward_model: str | None) -> Iterator[tuple[str, Found]]:
         """Everything that one tilt of the configuration makes of a policy, by name."""

@@ -16,6 +16,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.tune.progress_reporter import TrialProgressCallback
+from ray.tune.stopper import NoopStopper
 
 from retilt.cluster import trial
 from retilt.cluster.display import Display
@@ -45,6 +46,21 @@ class _Silent(TrialProgressCallback):
     on_trial_error = on_trial_complete = on_trial_result
 
 
+class _Over(NoopStopper):
+    """Begins no further trial when SIGTERM has come and those at work have ended with their checkpoints."""
+
+    def __init__(self, over: Callable[[], bool]) -> None:
+        self._over = over
+
+    def stop_all(self) -> bool:
+        """Whether Tune is to end."""
+        return self._over()
+
+    def __reduce__(self) -> tuple[type[NoopStopper], tuple[()]]:
+        # Tune keeps the experiment's settings in a file that nothing here reads.
+        return NoopStopper, ()
+
+
 def run_rung(
     tasks: Sequence[Task],
     *,
@@ -65,8 +81,11 @@ def run_rung(
         Stopped: SIGTERM.
     """
     board, groups = on_this_node(), {task["name"]: on_this_node() for task in tasks}
+    at_work: set[str] = set()
 
     def shown(update: Update) -> None:
+        if "trial" in update:
+            (at_work.discard if update.get("ended") else at_work.add)(update["trial"])
         if "committed" not in update:
             show(update)
 
@@ -83,7 +102,8 @@ def run_rung(
         Display(board, shown),
         stop(),
     ):
-        results = _tuner(tasks, groups, board, at_once, folder).fit()
+        over = _Over(lambda: stop.asked and not at_work)
+        results = _tuner(tasks, groups, board, at_once, folder, over).fit()
     found = [results[place] for place in range(len(results))]
     metrics = {each.config["task"]["name"]: each.metrics or {} for each in found if each.config}
     if stop.asked:
@@ -101,18 +121,22 @@ def run_rung(
     return failures
 
 
-def _tuner(tasks: Sequence[Task], groups: dict[str, Any], board: Any, at_once: int, folder: str) -> tune.Tuner:
+def _tuner(
+    tasks: Sequence[Task], groups: dict[str, Any], board: Any, at_once: int, folder: str, over: _Over
+) -> tune.Tuner:
     node = f"node:{ray.util.get_node_ip_address()}"  # type: ignore[no-untyped-call]
     function = tune.with_resources(tune.with_parameters(_conduct, groups=groups, board=board), {node: 0.001})
     return tune.Tuner(
         function,
         param_space={"task": tune.grid_search([dict(task) for task in tasks])},
-        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, trial_dirname_creator=_folder),
+        # A process conducts one trial after the other, so that the next need not load the libraries again.
+        tune_config=tune.TuneConfig(max_concurrent_trials=at_once, reuse_actors=True, trial_dirname_creator=_folder),
         run_config=tune.RunConfig(
             name="rung",
             storage_path=folder,
             verbose=0,
             callbacks=[_Silent()],
+            stop=over,
             failure_config=tune.FailureConfig(max_failures=REPEATS),
         ),
     )
@@ -128,6 +152,7 @@ def _conduct(config: dict[str, Any], groups: dict[str, Any], board: Any) -> None
     if ray.get(board.stopping.remote()):
         failure = (Stopped.__name__, "stopped before this began")
     else:
+        board.push.remote({"trial": task["name"], "began": True})
         try:
             trial.conduct(task, groups[task["name"]], board)
         except RetiltError as problem:

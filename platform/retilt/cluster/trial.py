@@ -1,7 +1,9 @@
-"""One trial of a search: a run of its own workers, which then measure its best policy on validation data.
+"""One trial of a search: a run of its own workers, and what its best policy does on validation data.
 
 ``conduct`` runs in an actor of Ray Tune (rungs.py) and starts the workers; ``work`` is what they do. What was measured
 stands in ``<measured>/measured.json``, beside the tallies ``ranks`` and ``exact``, and is found by the same command.
+The ranks are those of the run's own validation, so that nothing is ranked twice. ``clock`` there is when the ranks'
+model stood and when all was measured, in seconds: what came before is start-up.
 """
 
 from __future__ import annotations
@@ -12,26 +14,29 @@ from typing import Any
 
 import ray
 
-from retilt import artifact, lease, ranks, storage
+from retilt import lease, ranks, storage
 from retilt.cluster import evaluate
 from retilt.cluster.evaluate_share import Share
 from retilt.cluster.train import worker_numbers
 from retilt.cluster.workers import on_workers
 from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.evaluation import tallies
+from retilt.evaluation.statistics import Tally
 from retilt.ranks import together
 from retilt.training import loop
 from retilt.training.parallel import choose_device
 from retilt.training.run import RESULT, check_output, finished, plan_run
+from retilt.training.validation import kept
 from retilt.types import InputError, Reporter
 
 MEASURED = "measured.json"
 RANKS, EXACT = "ranks", "exact"
-"""Tallies: metrics of ranks, and exact KL to the initial policy and entropy."""
+"""Tallies: metrics of ranks, and where the task asks for it exact KL to the initial policy and entropy."""
 
 Task = Mapping[str, Any]
 """``name``; ``training``, a complete configuration as ``plain`` gives it, None to measure ``policy`` untrained;
-``measured``, URI of the folder for what is measured; ``evaluation``, settings of ``EvaluateConfig``."""
+``measured``, URI of the folder for what is measured; ``evaluation``, settings of ``EvaluateConfig``, whose replicates
+are those of every tally; ``exact``, whether KL and entropy are measured too."""
 
 
 def conduct(task: Task, messages: Any, board: Any) -> None:
@@ -61,7 +66,8 @@ def conduct(task: Task, messages: Any, board: Any) -> None:
     planned = plan_run(config)
     with lease.hold(planned.config.output) as held:
         check_output(planned)
-        training = None if (result := finished(planned)) else {**planned.task(), "lease": held.token}
+        extras = {"lease": held.token, "replicates": task["evaluation"]["replicates"]}
+        training = None if (result := finished(planned)) else {**planned.task(), **extras}
         if result and result["epochs"] > config.epochs:
             raise InputError(
                 f"{config.output} has {result['epochs']} epochs where this search asks for {config.epochs}; choose "
@@ -85,35 +91,45 @@ def _on_workers(arguments: dict[str, Any], config: TrainConfig | EvaluateConfig,
 
 def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
     """What the trial's ranks do. Collective."""
-    began = time.time()
     task: Task = arguments["task"]
-    trained: dict[str, Any] = {}
-    if arguments["training"] is not None:
-        trained = loop.train(arguments["training"], reporter)
-    elif task["training"] is not None:
-        trained = together(lambda: dict(storage.read_json(storage.join(task["training"]["output"], RESULT))))
-    planned = together(lambda: evaluate.plan(build(EvaluateConfig, task["evaluation"])))
-    (found,) = Share(planned.arguments).measure(reporter).values()
-    exact = found[1].avg_reward
-    assert exact is not None
-    measured = {"best": trained.get("best"), "weights": trained.get("weights"), **exact.means()}
-    measured["clock"] = [began, time.time()]
+    found: dict[str, Tally] = {}
+    result: Mapping[str, Any] = {}
+    if task["training"] is None:
+        share = _share(task)
+        began = time.time()
+        ((found[RANKS], further),) = share.measure(reporter).values()
+        assert further.avg_reward is not None
+        found[EXACT] = further.avg_reward
+    else:
+        output = task["training"]["output"]
+        run = None if arguments["training"] is None else loop.Run(arguments["training"], reporter)
+        began = time.time()
+        result = run.train() if run else together(lambda: dict(storage.read_json(storage.join(output, RESULT))))
+        # Of its best epoch; of its last where no target says which is best.
+        epoch = result["best"]["epoch"] if result["best"] else result["epochs"]
+        found[RANKS] = together(lambda: tallies.read(kept(output, epoch))[0])
+        if task["exact"]:
+            found[EXACT] = _share(task).scores()
+    facts = {"best": result.get("best"), "weights": result.get("weights"), "exact": EXACT in found}
+    facts["clock"] = [began, time.time()]
 
     def write() -> None:
         if ranks.rank() == 0:
             if "lease" in arguments:
                 lease.require(task["training"]["output"], arguments["lease"])
-            (identity,) = planned.identities.values()
-            for name, tally in ((RANKS, found[0]), (EXACT, exact)):
-                tallies.write(storage.join(task["measured"], name), tally, identity)
-            storage.write_json(storage.join(task["measured"], MEASURED), measured)
+            for name, tally in found.items():
+                tallies.write(storage.join(task["measured"], name), tally, {"trial": task["name"]})
+            storage.write_json(storage.join(task["measured"], MEASURED), facts)
 
     together(write)
     return {}
 
 
+def _share(task: Task) -> Share:
+    return Share(together(lambda: evaluate.plan(build(EvaluateConfig, task["evaluation"]))).arguments)
+
+
 def measured(place: str) -> dict[str, Any] | None:
-    """What was measured in the folder ``place``; None where nothing stands there yet."""
-    whole = all(storage.exists(storage.join(place, name, artifact.MANIFEST)) for name in (RANKS, EXACT))
+    """What was measured in the folder ``place``, where it is written last; None where nothing stands there yet."""
     found = storage.join(place, MEASURED)
-    return dict(storage.read_json(found)) if whole and storage.exists(found) else None
+    return dict(storage.read_json(found)) if storage.exists(found) else None

@@ -47,7 +47,10 @@ class Run:
     """One rank's part of a training run."""
 
     def __init__(self, task: Mapping[str, Any], reporter: Reporter) -> None:
-        """``task`` is a planned run's (run.PlannedRun.task): its configuration is complete."""
+        """``task`` is a planned run's (run.PlannedRun.task): its configuration is complete.
+
+        It may have a ``lease``, and ``replicates`` of the validation tallies that are kept (validation.Validation).
+        """
         config = TrainConfig.model_validate(task["config"])
         self.config, self.task, self.reporter = config, task, reporter
         self.device = parallel.choose_device(config.device)
@@ -58,7 +61,9 @@ class Run:
         self.policy, self.dense = assemble_for(config, self.dataset, self.device)
         online = isinstance(config.algorithm, Online)
         self.companions = companions(config, self.dataset, self.device) if online else None
-        self.validation = Validation(config, self.dataset, self.policy, self.device, self.companions)
+        self.validation = Validation(
+            config, self.dataset, self.policy, self.device, self.companions, task.get("replicates", 0)
+        )
         self.replicas = Replicas.of(self.policy, self.dense)
         self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
         self.progress, self.notes = Progress(), list[str]()
@@ -183,7 +188,7 @@ class Run:
         if self.policy.sampler is not None and batch is not None:
             record["sampling_gap"] = gap = sampling_gap(self.policy, batch.to(self.device))
             self._note(*warnings(gap, self.config))
-        self._close_epoch(record | self.validation.measure())
+        self._close_epoch(record | self.validation.measure(progress.cursor.epoch + 1, self._fence))
 
     def _step(self, batch: Batch, meter: Meter, last: int) -> None:
         """One step and what follows from it: a skip, a line in the log, a comparison, a checkpoint, an end."""

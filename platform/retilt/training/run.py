@@ -23,6 +23,8 @@ from retilt.training.parallel import choose_device
 from retilt.types import DamagedError, InputError
 
 RUN, RESULT = "run.json", "result.json"
+AT_WORK = ("lease", "replicates")
+"""What a task has beside what ``run.json`` keeps of it."""
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def claim(task: Mapping[str, Any]) -> None:
     """Mark the output folder as this run's; rank 0 does so when every check has passed, before it writes the rest."""
     config = TrainConfig.model_validate(task["config"])
     # First what makes the folder a run's: killed in between, it can be continued.
-    storage.write_json(storage.join(config.output, RUN), {name: task[name] for name in task if name != "lease"})
+    storage.write_json(storage.join(config.output, RUN), {name: task[name] for name in task if name not in AT_WORK})
     storage.write_bytes(storage.join(config.output, "config.yaml"), dump_yaml(config).encode())
 
 

@@ -7,19 +7,28 @@ from typing import Any
 
 import torch
 
-from retilt import ranks
+from retilt import ranks, storage
 from retilt.algorithms.reward_model import RewardModel
 from retilt.config import TrainConfig
 from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
-from retilt.evaluation import audit
+from retilt.evaluation import audit, tallies
 from retilt.evaluation.groups import headline
 from retilt.evaluation.ranking import tally
 from retilt.evaluation.statistics import Tally
 from retilt.models.policy import CataloguePolicy
 from retilt.models.reward import FrozenRewardModel
+from retilt.ranks import together
 from retilt.training.judge import REPLICATES, Judge
 from retilt.types import Batch, Companions
+
+KEPT = "validation"
+"""Folder of a run with the tally of each epoch's validation, where they are kept."""
+
+
+def kept(output: str, epoch: int) -> str:
+    """Where the run in ``output`` keeps the tally of an epoch (from 1)."""
+    return storage.join(output, KEPT, f"epoch-{epoch}")
 
 
 class Validation:
@@ -35,18 +44,28 @@ class Validation:
         policy: CataloguePolicy,
         device: torch.device,
         companions: Companions | None = None,
+        replicates: int = 0,
     ) -> None:
-        """``companions`` are those of an online objective."""
+        """``companions`` are those of an online objective.
+
+        ``replicates``: bootstrap replicates of the tallies that are kept, with which runs can be compared user by user
+        and nothing ranked again; 0 keeps none.
+        """
         self.config, self.dataset, self.policy, self.device = config, dataset, policy, device
         self.judge = Judge(config, dataset, device, companions) if config.judged else None
+        self.keep = replicates > 0
+        self.replicates = replicates or (REPLICATES if self.judge else 0)
 
     def begin(self, fence: Callable[[], None]) -> None:
         """Before the first step, and again where a run is continued; ``fence`` is asked before anything is written."""
         if self.judge is not None:
             self.judge.begin(self._validate, self._batches(), fence)
 
-    def measure(self) -> dict[str, Any]:
-        """Of the policy as it is: metrics under ``validation/``, and what reward models say (judge.py)."""
+    def measure(self, epoch: int, fence: Callable[[], None]) -> dict[str, Any]:
+        """Of the policy after an epoch (from 1): metrics under ``validation/``, and what reward models say (judge.py).
+
+        ``fence`` is asked before the tally is written, where it is kept.
+        """
         if self.config.protocol != "select":
             return {}
         if isinstance(self.config.algorithm, RewardModel):
@@ -54,14 +73,24 @@ class Validation:
             return {f"validation/{name}": value for name, value in errors.means().items() if value is not None}
         policy = self.policy.eval()
         found = self._validate(policy)
+        if self.keep:
+            self._write(found, epoch, fence)
         means = found.means(headline(self.config.min_reward))
         record: dict[str, Any] = {f"validation/{name}": value for name, value in means.items() if value is not None}
         return record if self.judge is None else record | self.judge.measure(policy, found, self._batches())
 
+    def _write(self, found: Tally, epoch: int, fence: Callable[[], None]) -> None:
+        def write() -> None:
+            if ranks.rank() == 0:
+                fence()
+                tallies.write(kept(self.config.output, epoch), found, {"epoch": epoch})
+
+        together(write)
+
     def _validate(self, policy: CataloguePolicy) -> Tally:
         return tally(
             policy, self._batches(), train_counts=self.dataset.train_counts("select"),
-            min_reward=self.config.min_reward, replicates=REPLICATES if self.judge else 0, seed=0, device=self.device,
+            min_reward=self.config.min_reward, replicates=self.replicates, seed=0, device=self.device,
         ).sum_over_ranks()  # fmt: skip
 
     def _batches(self) -> Iterator[Batch]:

@@ -73,12 +73,8 @@ class Findings:
             "split": search.data.manifest["split"]["name"], "k": search.data.k, "epochs": config.epochs,
             "seed": config.seed, "workers": config.workers,
             "rungs": [{"epochs": each, "trials": n} for each, n in zip(lengths, at, strict=True)],
-            "deciding_epochs": self._deciding, "commands": [self.command],
+            "deciding_epochs": self.search.deciding, "commands": [self.command],
         }  # fmt: skip
-
-    @property
-    def _deciding(self) -> int:
-        return self.search.lengths[-1] if self.search.lengths else self.config.epochs
 
     def _trial(self, trial: Trial) -> dict[str, Any]:
         reached = self.search.reached.get(trial, [])
@@ -92,7 +88,7 @@ class Findings:
         place = self.make.measured(trial, reached[-1])
         facts = measured(place) or {}
         tally = tallies.read(storage.join(place, RANKS))[0]
-        exact = tallies.read(storage.join(place, EXACT))[0].means()
+        exact = _exact(place)
         weights = facts.get("weights") or {}
         rungs = [*self.search.lengths, self.config.epochs]
         entry |= {
@@ -101,8 +97,10 @@ class Findings:
             **_measures(tally, self.group), "all": _measures(tally, "all"),
             "positions": weights.get("positions", 0) * entry["epochs"],
         }  # fmt: skip
-        if self._deciding in reached and reached[-1] > self._deciding:
-            entry["deciding"] = _measures(self.search.tally(trial, self._deciding), self.group)
+        if self.search.deciding in reached and reached[-1] > self.search.deciding:
+            then = self.make.measured(trial, self.search.deciding)
+            entry["deciding"] = _measures(tallies.read(storage.join(then, RANKS))[0], self.group)
+            entry["deciding"]["kl"] = _exact(then).get("kl")
         return entry
 
     def _course(self, trial: Trial) -> dict[str, Any]:
@@ -153,13 +151,13 @@ class Findings:
             return "The earlier choice stands: its data have not drifted."
         deficit, metric = found["deficit"], self.metric
         if found["best"] == found["trial"]:
-            largest = f"it has the highest {metric} after {self._deciding} epoch(s), and no larger λ is as good"
+            largest = f"it has the highest {metric} after {self.search.deciding} epoch(s), and no larger λ is as good"
         else:
             best = next(each for each in self.search.trials if each.name == found["best"])
             largest = (
-                f"after {self._deciding} epoch(s) it is the largest λ whose {metric} lacks no more than one standard "
-                f"error ({deficit['se']:.4f}) of the difference to the best, λ = {best.temperature:g}: it lacks "
-                f"{deficit['value']:.4f}"
+                f"after {self.search.deciding} epoch(s) it is the largest λ whose {metric} lacks no more than one "
+                f"standard error ({deficit['se']:.4f}) of the difference to the best, λ = {best.temperature:g}: it "
+                f"lacks {deficit['value']:.4f}"
             )
         return f"λ = {found['temperature']:g}: {largest}."
 
@@ -189,6 +187,12 @@ class Findings:
             f"learning_rate={run.learning_rate:g} table_learning_rate={run.table_learning_rate:g} "
             f"batch_users={run.batch_users} table={run.table} output=…"
         )
+
+
+def _exact(place: str) -> Mapping[str, float | None]:
+    """KL and entropy, where they were measured."""
+    facts = measured(place) or {}
+    return tallies.read(storage.join(place, EXACT))[0].means() if facts.get("exact") else {}
 
 
 def _measures(tally: Tally, group: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from retilt import lease, storage
@@ -98,7 +99,7 @@ class Search:
     """A search, from its trials to its report."""
 
     def __init__(self, config: TuneConfig, data: Dataset, proposal: Proposal, make: Maker) -> None:
-        self.config, self.data, self.proposal, self.make = config, data, proposal, make
+        self.config, self.data, self.proposal = config, data, proposal
         rates = config.learning_rates or [config.learning_rate]
         self.trials = grid(proposal.temperatures, rates if proposal.rate is None else [proposal.rate])
         if proposal.settled:
@@ -106,6 +107,9 @@ class Search:
         self.lambdas = [each for each in self.trials if each.method == "exp_rsft"]
         self.group, self.metric = headline(make.min_reward), config.selection_metric
         self.lengths = [] if proposal.settled else first_epochs(config.search, len(self.lambdas), config.epochs)
+        self.deciding = self.lengths[-1] if self.lengths else config.epochs
+        """Epochs after which the choice is made."""
+        self.make = replace(make, exact_from=self.deciding)
         self.reached: dict[Trial, list[int]] = {}
         """Epochs after which a trial was measured, ascending."""
         self.failures: dict[Trial, str] = {}

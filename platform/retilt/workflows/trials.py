@@ -87,6 +87,9 @@ class Maker:
     rewards: Mapping[str, Any]
     """Statistics of the training rewards."""
     min_reward: float | None
+    exact_from: int = 0
+    """Epochs from which KL and entropy are measured: those of trials that ended sooner would not compare with others,
+    and measuring takes as long as several short epochs."""
 
     def training(self, trial: Trial, epochs: int) -> TrainConfig:
         """A trial's run, complete; the table's learning rate keeps its ratio to the backbone's."""
@@ -115,14 +118,16 @@ class Maker:
         evaluation = self._evaluation(training.output, self.measured(trial, epochs))
         return {
             "name": trial.name, "training": plain(training), "measured": self.measured(trial, epochs),
-            "evaluation": evaluation,
+            "evaluation": evaluation, "exact": epochs >= self.exact_from,
         }  # fmt: skip
 
     def initial_task(self) -> Task:
         """The initial policy, measured as it is."""
         assert self.config.initial is not None
         evaluation = self._evaluation(self.config.initial, self.untrained)
-        return {"name": "initial", "training": None, "measured": self.untrained, "evaluation": evaluation}
+        return {
+            "name": "initial", "training": None, "measured": self.untrained, "evaluation": evaluation, "exact": True,
+        }  # fmt: skip
 
     def _evaluation(self, policy: str, output: str) -> dict[str, Any]:
         config = self.config

@@ -34,7 +34,8 @@
     STANDING  "better" | "worse" | "no difference" | "too few users", of ``statistics.verdict``
 
 Everything is on validation data. ``bc`` is BC continued (λ → ∞), ``top_rated`` the other end (λ → 0); ``rsft`` is never
-chosen. A trial's values are those of its best epoch so far; ``kl`` is exact, to the policy ``initial``; τ and R are in
+chosen. A trial's values are those of its best epoch so far; ``kl`` is exact, to the policy ``initial``, and like
+``entropy`` absent of trials that ended before the choice was made, since both grow with the epochs; τ and R are in
 the reward's unit. ``deciding`` is what a trial that went on had when the choice was made, after ``deciding_epochs``:
 only such values are comparable with those of trials that stopped there. ``deficit`` is the best's value minus the
 chosen's, paired. Undefined numbers are null, never NaN, and null may stand for an absent part.
