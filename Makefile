@@ -4,6 +4,7 @@ TORCH_INDEX ?=
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
+ALONE := cluster faults jobs workflows
 # Ray's ports listen on every interface; a token is the only guard.
 export RAY_AUTH_MODE ?= token
 export TORCH_INDEX
@@ -30,8 +31,9 @@ check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-test: $(STAMP)  ## all tests but the soak
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadgroup --durations=25
+test: $(STAMP)  ## all tests but the soak: two at a time, then those that start Ray or many processes one by one
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=5 $(ALONE:%=--ignore=tests/%)
+	$(RUN) -m pytest -q --durations=25 $(ALONE:%=tests/%)
 
 soak: $(STAMP)  ## faults at length: every kill point, hangs, lost nodes and drivers, then an hour's look for leaks
 	$(RUN) -m pytest -q -m "soak or not soak" --durations=12 -s tests/faults tests/training

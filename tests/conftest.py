@@ -3,22 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.data import small_dataset
 from tests.spawning import Ranks
-
-HERE = Path(__file__).parent
-WHOLE_MACHINE = {"cluster", "faults", "jobs", "workflows"}
-"""Folders of tests that start Ray, or many processes: never two of them at a time."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Under ``-n 2 --dist loadgroup`` one process takes those folders; the other one module after the other."""
-    for item in items:
-        folder = item.path.relative_to(HERE).parts[0]
-        item.add_marker(pytest.mark.xdist_group("machine" if folder in WHOLE_MACHINE else item.path.name))
 
 
 @pytest.fixture(scope="session")

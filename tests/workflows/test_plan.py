@@ -102,10 +102,10 @@ def test_the_sweep_tests_a_run_after_its_best_epoch_before_it_goes_on():
     found = carried_out(Schedule(plan(arms=["exp_rsft"])))
     keys = list(found)
     order = [
-        f"seed-0/{key}" for key in ("refit/lambda/4@2", "test/lambda/4/best", "refit/lambda/4@6", "test/lambda/4/last")
+        f"seed-0/{key}" for key in ("refit/lambda/4@2", "test/lambda/4/best", "refit/lambda/4@4", "test/lambda/4/last")
     ]
     assert [key for key in keys if key in order] == order
-    assert "seed-0/test/lambda/4/best" in found["seed-0/refit/lambda/4@6"].needs
+    assert "seed-0/test/lambda/4/best" in found["seed-0/refit/lambda/4@4"].needs
 
 
 def test_a_failed_step_takes_with_it_what_needs_it_and_nothing_else():
@@ -133,8 +133,8 @@ def test_an_arm_alone_needs_no_reward_model():
 def test_time_counts_only_the_epochs_that_a_run_has_not_had():
     schedule = Schedule(plan(arms=["exp_rsft"], sweep=False))
     whole = schedule._costs(schedule.left())
-    # BC twice 20, six trials of one epoch, two of them to three, one of them to six, the chosen one 6, two evaluations.
-    assert whole == pytest.approx(40 + 6 + 2 * 2 + 3 + 6 + 2 * 0.5)
+    # BC twice 20, six trials of one epoch, two of them to two, one of them to four, the chosen one 4, two evaluations.
+    assert whole == pytest.approx(40 + 6 + 2 * 1 + 2 + 4 + 2 * 0.5)
 
 
 def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():

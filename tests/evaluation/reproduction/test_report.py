@@ -100,6 +100,11 @@ def test_tables_by_hand(whole) -> None:
     assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8", "12,000,000", "3,600"]
 
 
+def test_the_strong_reward_model_is_compared_with_what_is_told_as_much(whole) -> None:
+    said = "its MSE differs by -0.0400 (-0.0700 to -0.0100) and its MAE by +0.0100 (-0.0200 to +0.0400)"
+    assert said in " ".join(whole[1].markdown.split())
+
+
 def test_who_gains_compares_tuned_arms_within_groups(whole) -> None:
     gains = tables.groups(whole[0])
     assert gains is not None

@@ -15,6 +15,7 @@ from retilt.evaluation.reproduction.seeds import standing
 from retilt.evaluation.views import histogram
 from retilt.evaluation.views.document import Block, Bullets, Code, Document, Section, Warned, shown, told
 from retilt.evaluation.views.methods import title
+from retilt.evaluation.wording import interval
 
 NOT_RUN = "Not run."
 COST = (
@@ -109,11 +110,19 @@ def _audit(results: Results) -> list[Block]:
     table = tables.audit(results)
     if table is None:
         return [NOT_RUN]
-    return [
+    blocks: list[Block] = [
         table,
         "Errors on the same held-out events, with 95% intervals over users; below each, the paired difference from the "
         "item mean's error (negative: better than the item mean). The least error is bold.",
     ]
+    if fair := results["audit"].get("strong", {}).get(f"versus_{audit.SO_FAR}"):
+        mse, mae = (interval(fair[error], "+") for error in ("mse", "mae"))
+        blocks.append(
+            "The strong variant is told the rewards of a user's earlier events, test events included; the item mean is "
+            "not. Against the user + item bias that is told the same rewards its MSE differs by "
+            f"{mse} and its MAE by {mae}."
+        )
+    return blocks
 
 
 def _methods(results: Results) -> list[Block]:
