@@ -25,7 +25,7 @@ MODEL = {"name": "hstu", "max_length": 20, "width": 10, "blocks": 1, "heads": 2,
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with session.connect(cpus=2):
+    with session.connect(cpus=2, dashboard=False):
         yield
 
 

@@ -61,7 +61,7 @@ def main(arguments: dict[str, Any]) -> int:
     """Run the job on the cluster of RAY_ADDRESS or a local one."""
     workers = arguments["on_workers"].pop("workers", 2)
     workers = workers if isinstance(workers, int) else (workers[0], workers[1])
-    with session.connect(cpus=2):
+    with session.connect(cpus=2, dashboard=False):
         result = on_workers(
             work, arguments, workers=workers, threads=1, gpu=False, show=show, **arguments["on_workers"]
         )

@@ -22,7 +22,7 @@ from retilt.workflows import reproduce, theory
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with session.connect(cpus=2):
+    with session.connect(cpus=2, dashboard=False):
         yield
 
 

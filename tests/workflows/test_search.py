@@ -46,7 +46,7 @@ class Silent:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    with session.connect(cpus=2):
+    with session.connect(cpus=2, dashboard=False):
         yield
 
 

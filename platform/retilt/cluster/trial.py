@@ -105,6 +105,7 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
         run = None if arguments["training"] is None else loop.Run(arguments["training"], reporter)
         began = time.time()
         result = run.train() if run else together(lambda: dict(storage.read_json(storage.join(output, RESULT))))
+        del run  # its tables and the optimizer's state, before the best policy and the initial one are loaded
         # Of its best epoch; of its last where no target says which is best.
         epoch = result["best"]["epoch"] if result["best"] else result["epochs"]
         found[RANKS] = together(lambda: tallies.read(kept(output, epoch))[0])
