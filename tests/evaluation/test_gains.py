@@ -89,7 +89,9 @@ def test_lists_are_counted_and_compared_with_the_history() -> None:
     listed = (8 + 4 + 3) / 3
     # Histories within the window: (2), (2, 3); (4), (4, 5), where item 5 counts as one event.
     history = [4, (4 + 3) / 2, 2, (2 + 1) / 2]
-    assert found.tally.means()[LIFT] == pytest.approx(np.mean([listed / each for each in history]))
+    lift = lists.summary(found)[LIFT]
+    assert lift["value"] == pytest.approx(np.mean([listed / each for each in history]))
+    assert lists.versus(found, found)[LIFT]["value"] == 0
 
 
 def recommended(users: int, spread: int, strength: float, seed: int = 0) -> Lists:

@@ -16,6 +16,7 @@ from retilt.cluster import session
 from retilt.config import build
 from retilt.config.reproduce import ReproduceConfig
 from retilt.data.dataset import Dataset
+from retilt.evaluation.reproduction.tables import LISTS
 from retilt.types import InputError, StorageError
 from retilt.workflows import reproduce, theory
 
@@ -44,6 +45,7 @@ def test_a_reproduction_ends_with_a_report_and_is_found_again(
     found = reproduce.run(one)
     assert set(found["arms"]) == {"bc", *(one.arms or ())}
     assert found["arms"]["exp_rsft"]["test"]["high_reward"]["ndcg@10"]["versus"]["bc"]["low"] is not None
+    assert set(found["arms"]["exp_rsft"]["lists"]) == set(LISTS)
     assert found["not_run"] == []
     assert found["protocol"]["headline"] == "high_reward"
     new = Dataset.open(str(tmp_path / "seed-0" / "data" / "exp_rsft_advantage")).statistics("refit")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retilt.evaluation import groups, lists
-from retilt.evaluation.lists import LIFT, Lists
+from retilt.evaluation.lists import Lists
 from retilt.evaluation.pairs import ACCURACY
 from retilt.evaluation.statistics import Tally, summary, versus
 
@@ -67,8 +67,7 @@ def found(tally: Tally, further: Further) -> dict[str, Any]:
     if names := _gaining(tally):
         report["groups"] = {name: summary(tally, group) for name, group in names.items()}
     if further.lists is not None:
-        lift = _plain(further.lists.tally)
-        report["lists"] = {**lists.summary(further.lists), LIFT: lift[LIFT]}
+        report["lists"] = lists.summary(further.lists)
     if further.pairs is not None:
         each = _plain(further.pairs)
         report["pairwise_accuracy"] = {"users": each["users"], **each[ACCURACY]}
@@ -84,8 +83,7 @@ def compared(tally: Tally, further: Further, first_tally: Tally, first: Further)
         every = versus(tally, first_tally)
         report["groups"] = {name: every[group] for name, group in names.items()}
     if further.lists is not None and first.lists is not None:
-        lift = versus(further.lists.tally, first.lists.tally)["all"][LIFT]
-        report["lists"] = {**lists.versus(further.lists, first.lists), LIFT: lift}
+        report["lists"] = lists.versus(further.lists, first.lists)
     if further.pairs is not None and first.pairs is not None:
         report["pairwise_accuracy"] = versus(further.pairs, first.pairs)["all"][ACCURACY]
     return report

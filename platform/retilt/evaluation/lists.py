@@ -24,7 +24,7 @@ from torch import Tensor
 
 from retilt import ranks
 from retilt.data.draws import hashed
-from retilt.evaluation import positions
+from retilt.evaluation import positions, statistics
 from retilt.evaluation.statistics import CPU, Floats, Tally
 from retilt.evaluation.student import quantile
 from retilt.types import Batch, Distribution
@@ -111,14 +111,16 @@ def _deleted(lists: Lists) -> dict[str, Floats]:
 
 
 def summary(lists: Lists) -> dict[str, Any]:
-    """``{"coverage@10", "gini@10": {"value", "low", "high"}}``, over all ranks."""
-    return {name: _jackknife(values) for name, values in _deleted(lists).items()}
+    """``{"coverage@10", "gini@10", "popularity_lift": {"value", "low", "high"}}``, over all ranks."""
+    found = {name: _jackknife(values) for name, values in _deleted(lists).items()}
+    return {**found, LIFT: statistics.summary(lists.tally, "all")[LIFT]}
 
 
 def versus(lists: Lists, first: Lists) -> dict[str, Any]:
     """The same of the differences from ``first``; the same users are left out of both."""
     theirs = _deleted(first)
-    return {name: _jackknife(values - theirs[name]) for name, values in _deleted(lists).items()}
+    found = {name: _jackknife(values - theirs[name]) for name, values in _deleted(lists).items()}
+    return {**found, LIFT: statistics.versus(lists.tally, first.tally)["all"][LIFT]}
 
 
 def _jackknife(values: Floats) -> dict[str, float | None]:
