@@ -69,7 +69,6 @@ def test_divergence_is_measured_only_of_trials_that_the_choice_is_made_from() ->
     make = Maker(config, LEVELS, 4.0, exact_from=3)
     trial = Trial("exp_rsft", 0.5, 1e-3)
     assert [make.task(trial, epochs)["exact"] for epochs in (1, 3, 10)] == [False, True, True]
-    assert make.initial_task()["exact"]
 
 
 def test_baselines_follow_the_rewards() -> None:

@@ -84,8 +84,10 @@ def run_rung(
     at_work: set[str] = set()
 
     def shown(update: Update) -> None:
-        if "trial" in update:
-            (at_work.discard if update.get("ended") else at_work.add)(update["trial"])
+        if update.get("ended"):
+            at_work.discard(update["trial"])
+        elif "trial" in update:
+            at_work.add(update["trial"])
         if "committed" not in update:
             show(update)
 

@@ -36,7 +36,8 @@ RANKS, EXACT = "ranks", "exact"
 Task = Mapping[str, Any]
 """``name``; ``training``, a complete configuration as ``plain`` gives it, None to measure ``policy`` untrained;
 ``measured``, URI of the folder for what is measured; ``evaluation``, settings of ``EvaluateConfig``, whose replicates
-are those of every tally; ``exact``, whether KL and entropy are measured too."""
+are those of every tally; ``exact``, whether KL and entropy of a trained policy are measured too (of an untrained one
+they always are)."""
 
 
 def conduct(task: Task, messages: Any, board: Any) -> None:

@@ -98,9 +98,8 @@ class Findings:
             "positions": weights.get("positions", 0) * entry["epochs"],
         }  # fmt: skip
         if self.search.deciding in reached and reached[-1] > self.search.deciding:
-            then = self.make.measured(trial, self.search.deciding)
-            entry["deciding"] = _measures(tallies.read(storage.join(then, RANKS))[0], self.group)
-            entry["deciding"]["kl"] = _exact(then).get("kl")
+            entry["deciding"] = _measures(self.search.tally(trial, self.search.deciding), self.group)
+            entry["deciding"]["kl"] = _exact(self.make.measured(trial, self.search.deciding)).get("kl")
         return entry
 
     def _course(self, trial: Trial) -> dict[str, Any]:

@@ -125,9 +125,7 @@ class Maker:
         """The initial policy, measured as it is."""
         assert self.config.initial is not None
         evaluation = self._evaluation(self.config.initial, self.untrained)
-        return {
-            "name": "initial", "training": None, "measured": self.untrained, "evaluation": evaluation, "exact": True,
-        }  # fmt: skip
+        return {"name": "initial", "training": None, "measured": self.untrained, "evaluation": evaluation}
 
     def _evaluation(self, policy: str, output: str) -> dict[str, Any]:
         config = self.config
