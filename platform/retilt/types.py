@@ -209,6 +209,14 @@ class Distribution(Likelihood, Protocol):
         """KL(π ‖ reference) in nats, shape (P,), differentiable by π alone. Collective over ranks."""
         ...
 
+    def kl_and_entropy(self, reference: Any) -> tuple[Tensor, Tensor]:
+        """``kl``, and the entropy without a gradient, from one pass over the catalogue. Collective over ranks."""
+        ...
+
+    def at(self, kept_P: Tensor) -> Distribution:
+        """The same at some of the positions; ``kept_P`` bool."""
+        ...
+
     def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:
         """``draws`` independent items of each position, none of the seen ones, int64 (P, draws). Collective.
 

@@ -25,6 +25,9 @@ class TabularDistribution:
     def kl(self, reference: TabularDistribution) -> Tensor:
         return self._mean(self.log_prob_PV - reference.log_prob_PV)
 
+    def kl_and_entropy(self, reference: TabularDistribution) -> tuple[Tensor, Tensor]:
+        return self.kl(reference), self.entropy().detach()
+
     def _mean(self, value_PV: Tensor) -> Tensor:
         """Under π; item 0 has no probability."""
         return (self.log_prob_PV.exp()[:, 1:] * value_PV[:, 1:]).sum(1)

@@ -14,6 +14,7 @@ from retilt import ranks
 from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
 from retilt.evaluation import avg_reward, positions
+from retilt.evaluation.avg_reward import AvgReward
 from retilt.evaluation.statistics import Tally
 from retilt.models.hstu import HSTU
 from retilt.models.policy import CataloguePolicy
@@ -42,12 +43,32 @@ def batches(dataset: Dataset) -> list[Batch]:
     return list(evaluation_batches(dataset, "test", 20, "all", 12, ranks.rank(), ranks.world()))
 
 
+def tally(
+    found: CataloguePolicy,
+    some: list[Batch],
+    judge: ItemIsReward,
+    reference: CataloguePolicy | None,
+    *,
+    last: int,
+    replicates: int = 0,
+    seed: int = 0,
+) -> Tally:
+    """Of a policy, as of its distributions at all positions."""
+    each, other = (
+        AvgReward({"judge": model}, reference, last=last, replicates=replicates, seed=seed)
+        for model in (judge, ItemIsReward())
+    )
+    for batch in some:
+        each.add_policy(batch, found)
+        other.add(batch, found.exact(batch))
+    torch.testing.assert_close(each.tally.sums, other.tally.sums, rtol=1e-9, atol=1e-9)
+    return each.tally
+
+
 def measured(data: str, placement: str, last: int) -> Tally:
     dataset = Dataset.open(data)
     found = policy(dataset, placement)
-    return avg_reward.tally(
-        found, batches(dataset), {"judge": ItemIsReward()}, found, last=last, replicates=20, seed=0
-    ).sum_over_ranks()
+    return tally(found, batches(dataset), ItemIsReward(), found, last=last, replicates=20).sum_over_ranks()
 
 
 def test_as_many_positions_as_asked_for_are_chosen_alike_for_every_window(data: str) -> None:
@@ -101,9 +122,7 @@ def test_what_is_drawn_follows_the_policy_and_leaves_the_history_out(data: str) 
     """Means of 10 draws at every position, against the distribution worked out in full; KL to itself is 0."""
     dataset, judge = Dataset.open(data), ItemIsReward()
     found = policy(dataset)
-    tally = avg_reward.tally(
-        found, batches(dataset), {"judge": judge}, found, last=positions.EVERY, replicates=20, seed=0
-    )
+    scores = tally(found, batches(dataset), judge, found, last=positions.EVERY, replicates=20)
     expected, variance = [], []
     for batch, item_PK in judge.asked:
         distribution = found.exact(batch)
@@ -117,25 +136,23 @@ def test_what_is_drawn_follows_the_policy_and_leaves_the_history_out(data: str) 
         mean_P = (p_PV * every_PV).sum(1)
         expected += mean_P.tolist()
         variance += ((p_PV * every_PV**2).sum(1) - mean_P**2).tolist()
-    assert tally.count("n") == len(expected)
+    assert scores.count("n") == len(expected)
     error = np.sqrt(sum(variance) / avg_reward.DRAWS) / len(expected)
-    assert tally.means()["judge"] == pytest.approx(np.mean(expected), abs=4 * error)
-    assert tally.means()["kl"] == pytest.approx(0, abs=1e-12)
+    assert scores.means()["judge"] == pytest.approx(np.mean(expected), abs=4 * error)
+    assert scores.means()["kl"] == pytest.approx(0, abs=1e-12)
 
 
 def test_policies_are_compared_at_the_same_positions_by_the_same_numbers(data: str) -> None:
     dataset = Dataset.open(data)
     first, again = (ItemIsReward() for _ in range(2))
     for judge in (first, again):
-        avg_reward.tally(
-            policy(dataset), batches(dataset), {"judge": judge}, None, last=threshold(data, 40), replicates=0, seed=1
-        )
+        tally(policy(dataset), batches(dataset), judge, None, last=threshold(data, 40), seed=1)
     assert all(torch.equal(a[1], b[1]) for a, b in zip(first.asked, again.asked, strict=True))
 
 
 def test_nothing_excluded(data: str) -> None:
     dataset = Dataset.open(data)
     free = [replace(batch, seen_item=None, seen_length_P=None) for batch in batches(dataset)]
-    found = avg_reward.tally(policy(dataset), free, {"judge": ItemIsReward()}, None, last=1 << 60, replicates=0, seed=0)
+    found = tally(policy(dataset), free, ItemIsReward(), None, last=1 << 60)
     assert found.names == ("judge", "entropy")
     assert found.count("n") > 0

@@ -56,3 +56,14 @@ def test_a_sub_second_gap_and_a_gap_back_in_time() -> None:
 
 def test_the_last_bucket_takes_everything_beyond() -> None:
     assert attention.time_buckets(torch.tensor([[2**62]]), torch.tensor([[0]])).max() <= 128
+
+
+def test_the_buckets_of_a_batch_are_worked_out_once_and_not_kept_beyond_it() -> None:
+    time_BT = torch.tensor([[0, 3, 700]]) * MICROSECONDS
+    first = attention.batch_buckets(time_BT)
+    assert attention.batch_buckets(time_BT) is first
+    assert torch.equal(first, attention.time_buckets(time_BT[:, 1:], time_BT[:, :-1]))
+    assert attention.batch_buckets(time_BT.clone()) is not first
+    before = len(attention._BUCKETS)
+    del time_BT
+    assert len(attention._BUCKETS) == before - 1

@@ -103,6 +103,19 @@ def test_a_resumed_run_has_the_same_start(taught: dict[str, str], tmp_path: Path
     assert whole[-1]["judge/kl"] > 0.1
 
 
+def test_runs_with_one_start_share_what_was_measured_of_it(taught: dict[str, str], tmp_path: Path) -> None:
+    start, manifest = str(tmp_path / "start"), tmp_path / "start" / "avg_reward" / "manifest.json"
+    first = epochs(alone(judged(taught, tmp_path / "first", epochs=1), start=start))
+    written = manifest.stat().st_mtime_ns
+    assert epochs(alone(judged(taught, tmp_path / "second", epochs=1), start=start)) == first
+    assert manifest.stat().st_mtime_ns == written
+    assert epochs(alone(judged(taught, tmp_path / "own", epochs=1))) == first
+    swapped = {**taught, "reward_model": taught["judge"], "judge": taught["reward_model"]}
+    other = epochs(alone(judged(swapped, tmp_path / "other", epochs=1), start=start))
+    assert manifest.stat().st_mtime_ns > written  # it is not what this run starts from
+    assert other[0]["judge/judge"] == first[0]["judge/reward_model"]
+
+
 def test_two_workers_judge_as_one(taught: dict[str, str], two_ranks: Ranks, tmp_path: Path) -> None:
     """After one epoch at a small rate: float32 training differs by rounding, which float64 measures carry on."""
     values = {"epochs": 1, "learning_rate": 1e-3, "table": "row_wise", "table_learning_rate": 0.01}

@@ -69,10 +69,10 @@ def run(task: dict[str, Any], stop_after: int | None = None) -> list[dict[str, A
     return listener.lines
 
 
-def alone(each: PlannedRun, stop_after: int | None = None) -> list[dict[str, Any]]:
+def alone(each: PlannedRun, stop_after: int | None = None, **task: Any) -> list[dict[str, Any]]:
     ranks.single()
     check_output(each)
-    return run(each.task(), stop_after)
+    return run({**each.task(), **task}, stop_after)
 
 
 def losses(lines: list[dict[str, Any]]) -> list[float]:

@@ -43,14 +43,14 @@ def carried_out(data: str, output: Path, **values: Any) -> Collector:
 
 
 def test_every_run_of_an_arm_is_paid_for_and_the_sweep_is_not(data: str, tmp_path: Path) -> None:
-    """Six trials of 1 epoch, two of them going on to 2 and one of these to 4; on two seeds 2 epochs, the best one."""
+    """Six trials of 1 epoch, two of them going on to 2 and one of these to 3; on two seeds 2 epochs, the best one."""
     arms = ["bc_continued", "exp_rsft", "exp_rsft_permuted", "dpo_paper", "tilt_item"]
     collector = carried_out(data, tmp_path, seeds=2, arms=arms, workers=3)
     epochs = {arm: len(list(collector._records(arm))) for arm in ("bc", *arms)}
-    tuned = 6 + 2 * 1 + 2 + 2 * 2
+    tuned = 6 + 2 * 1 + 1 + 2 * 2
     assert epochs == {
         "bc": 20 + 2 * 2, "bc_continued": tuned, "exp_rsft": tuned, "exp_rsft_permuted": 2 * 2,
-        "dpo_paper": 4 + 2 * 4, "tilt_item": 0,
+        "dpo_paper": 3 + 2 * 3, "tilt_item": 0,
     }  # fmt: skip
     about = collector._about("exp_rsft_permuted")
     assert (about["positions"], about["seconds"]) == (4 * 2 * 30, 4 * 2 * 3)

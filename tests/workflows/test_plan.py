@@ -51,11 +51,32 @@ def test_the_plan_ends_with_every_arm_tested_on_every_seed(seeds: Any):
     expected = len(schedule.left())
     found = carried_out(schedule)
     assert schedule.left() == []
-    # Not known before: a best epoch before the last one makes a run of its own for each λ of the sweep and seed.
-    assert len(found) == expected + 3 * len(schedule.plan.seeds)
+    # Not known before: a best epoch before the last one makes a run of its own for each of three λ of the sweep and
+    # seed; and the same one after all of four parts of pretraining lets a seed's refit go on once, not four times.
+    assert len(found) == expected
     for seed in schedule.plan.seeds:
         assert {key.split("/")[2] for key in found if key.startswith(f"seed-{seed}/test/")} >= {"bc", *ARMS}
     assert not any(key.startswith(f"seed-{seed}/select") for seed in schedule.plan.seeds[1:] for key in found)
+
+
+def test_behaviour_cloning_goes_on_under_refit_as_far_as_validation_has_come():
+    """Its best epoch is the fourth of five, the seventh of ten, and stays that: no more than it is ever needed."""
+    each, done = plan(seeds=[0, 3], arms=["exp_rsft"]), dict[str, Outcome]()
+    values = [0.1, 0.2, 0.3, 0.5, 0.4, 0.5, 0.6, *[0.5] * 13]
+    seen = []
+    for epochs in (5, 10, 15, 20):
+        keys = [step.key for step in each.steps(done)]
+        assert keys[-1] == f"seed-0/select/bc@{epochs}" or "refit" in keys[-1]
+        seen.append([key for key in keys if "refit" in key])
+        done[f"seed-0/select/bc@{epochs}"] = Trained(
+            tuple({"validation/ndcg@10": each} for each in values[:epochs]), {}
+        )
+    assert seen == [[], ["seed-0/refit/bc@4", "seed-3/refit/bc@4"], *[["seed-0/refit/bc@7", "seed-3/refit/bc@7"]] * 2]
+    assert each.start("refit", 3, done).key == "seed-3/refit/bc@7"
+    # A run that is found again has the epochs that it has had since.
+    done["seed-0/select/bc@5"] = done["seed-0/select/bc@20"]
+    del done["seed-0/select/bc@10"]
+    assert "seed-0/refit/bc@4" in {step.key for step in each.steps(done)}
 
 
 def test_what_was_chosen_is_what_is_trained_again():
@@ -102,10 +123,10 @@ def test_the_sweep_tests_a_run_after_its_best_epoch_before_it_goes_on():
     found = carried_out(Schedule(plan(arms=["exp_rsft"])))
     keys = list(found)
     order = [
-        f"seed-0/{key}" for key in ("refit/lambda/4@2", "test/lambda/4/best", "refit/lambda/4@4", "test/lambda/4/last")
+        f"seed-0/{key}" for key in ("refit/lambda/4@2", "test/lambda/4/best", "refit/lambda/4@3", "test/lambda/4/last")
     ]
     assert [key for key in keys if key in order] == order
-    assert "seed-0/test/lambda/4/best" in found["seed-0/refit/lambda/4@4"].needs
+    assert "seed-0/test/lambda/4/best" in found["seed-0/refit/lambda/4@3"].needs
 
 
 def test_a_failed_step_takes_with_it_what_needs_it_and_nothing_else():
@@ -133,8 +154,8 @@ def test_an_arm_alone_needs_no_reward_model():
 def test_time_counts_only_the_epochs_that_a_run_has_not_had():
     schedule = Schedule(plan(arms=["exp_rsft"], sweep=False))
     whole = schedule._costs(schedule.left())
-    # BC twice 20, six trials of one epoch, two of them to two, one of them to four, the chosen one 4, two evaluations.
-    assert whole == pytest.approx(40 + 6 + 2 * 1 + 2 + 4 + 2 * 0.5)
+    # BC twice 20, six trials of one epoch, two of them to two, one of them to three, the chosen one 3, two evaluations.
+    assert whole == pytest.approx(40 + 6 + 2 * 1 + 1 + 3 + 2 * 0.5)
 
 
 def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():

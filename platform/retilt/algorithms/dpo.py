@@ -78,5 +78,5 @@ class DPO(Online):
         log_prob_PK = now.log_prob(batch.item_PK)
         found = dpo_loss(log_prob_PK, batch.log_reference_PK, batch.reward_PK, self.beta, self.scale)
         with torch.no_grad():
-            kl_P = now.kl(batch.reference)
-        return Loss(found.total, found.count, {**found.metrics, **state_of(now, batch, kl_P)})
+            kl_P, entropy_P = now.kl_and_entropy(batch.reference)
+        return Loss(found.total, found.count, {**found.metrics, **state_of(batch, kl_P, entropy_P)})

@@ -30,14 +30,10 @@ def distribution(policy: Policy, batch: Batch) -> Distribution:
     return cast("Distribution", policy(batch))
 
 
-def state_of(now: Distribution, explored: Explored, kl_P: Tensor) -> dict[str, Tensor]:
-    """The metrics that dpo and ppo have in common: sums over positions, without gradient. Collective."""
-    with torch.no_grad():
-        return {
-            "reward_model_score": explored.reward_PK.mean(1).sum(),
-            "kl": kl_P.sum(),
-            "entropy": now.entropy().sum(),
-        }
+def state_of(explored: Explored, kl_P: Tensor, entropy_P: Tensor) -> dict[str, Tensor]:
+    """The metrics that dpo and ppo have in common: sums over positions, without gradient."""
+    score = explored.reward_PK.mean(1).sum()
+    return {"reward_model_score": score, "kl": kl_P.detach().sum(), "entropy": entropy_P.sum()}
 
 
 class Online(BaseModel):

@@ -126,10 +126,10 @@ class PPO(Online):
         else:
             assert batch.value_P is not None
             baseline_PK = batch.value_P[:, None].expand_as(reward_PK)
-        worth, kl_P = advantage(reward_PK, baseline_PK), now.kl(batch.reference)
+        worth, (kl_P, entropy_P) = advantage(reward_PK, baseline_PK), now.kl_and_entropy(batch.reference)
         log_prob_PK = now.log_prob(batch.item_PK)
         found = ppo_loss(log_prob_PK, batch.log_old_PK, worth, batch.unseen_P, kl_P, self.temperature, self.clip)
-        metrics = {**found.metrics, **state_of(now, batch, kl_P)}
+        metrics = {**found.metrics, **state_of(batch, kl_P, entropy_P)}
         if self.baseline == "group":
             return Loss(found.total, found.count, metrics)
         assert now.head_P is not None

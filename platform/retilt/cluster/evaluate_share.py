@@ -15,6 +15,7 @@ from retilt.config.evaluate import Tilt
 from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
 from retilt.evaluation import avg_reward, positions, returns
+from retilt.evaluation.avg_reward import AvgReward
 from retilt.evaluation.gains import Further
 from retilt.evaluation.groups import divide
 from retilt.evaluation.lists import Lists
@@ -119,6 +120,7 @@ class Share:
         """Of a policy, or of what it is tilted to."""
         config = self.config
         lists, pairs = None, None
+        judged = self._judged() if self.judges or self.reference is not None else None
         if config.groups:
             active = self.dataset.active()
             lists = Lists(self.train_counts, active, config.replicates, config.seed, self.device)
@@ -129,24 +131,27 @@ class Share:
         targets = tally(
             policy, self._batches(loaded), train_counts=loaded.train_counts, min_reward=config.min_reward,
             low_reward=config.low_reward, high_return=self.high_return, division=self.division,
-            also=[each for each in (lists, pairs) if each is not None],
+            also=[each for each in (lists, pairs, judged) if each is not None],
             replicates=config.replicates, seed=config.seed, device=self.device,
         )  # fmt: skip
-        judged = self._scored(loaded, policy) if self.judges or self.reference is not None else None
-        further = Further(judged, lists, None if pairs is None else pairs.tally)
+        further = Further(None if judged is None else judged.tally, lists, None if pairs is None else pairs.tally)
         return targets.sum_over_ranks(), further.sum_over_ranks()
 
-    def _scored(self, loaded: Loaded, policy: ExactPolicy) -> Tally:
-        return avg_reward.tally(
-            policy, self._batches(loaded), self.judges, self.reference, last=self.last,
-            replicates=self.config.replicates, seed=self.config.seed, device=self.device,
+    def _judged(self) -> AvgReward:
+        """With nothing counted in."""
+        return AvgReward(
+            self.judges, self.reference, last=self.last, replicates=self.config.replicates, seed=self.config.seed,
+            device=self.device,
         )  # fmt: skip
 
     def scores(self) -> Tally:
         """Only what reward models and the reference say of the configuration's one policy, and nothing of its ranks."""
         (place,) = self.arguments["policies"].values()
         loaded = self._load(place)
-        return self._scored(loaded, loaded.policy).sum_over_ranks()
+        judged = self._judged()
+        for batch in self._batches(loaded):
+            judged.add_policy(batch, loaded.policy)
+        return judged.tally.sum_over_ranks()
 
     def _tilted(self, loaded: Loaded, name: str, reward_model: str | None) -> Iterator[tuple[str, Found]]:
         """Everything that one tilt of the configuration makes of a policy, by name."""

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from retilt.types import MICROSECONDS
 
@@ -44,6 +45,20 @@ def time_buckets(request_BT: Tensor, event_BT: Tensor) -> Tensor:
         gap.abs_().div_(MICROSECONDS).clamp_(min=1.0).log_().div_(0.301).clamp_(max=TIME_BUCKETS - 1)
         bucket_BTT[part] = gap.to(torch.int32)
     return bucket_BTT
+
+
+_BUCKETS = WeakTensorKeyDictionary()
+"""By the times that they are of, as long as those live."""
+
+
+def batch_buckets(time_BT: Tensor) -> Tensor:
+    """``time_buckets`` of a batch's times (B, T + 1), those of its inputs and of the last target.
+
+    Worked out once for a batch: an online objective and an evaluation read it with several networks.
+    """
+    if (found := _BUCKETS.get(time_BT)) is None:  # type: ignore[no-untyped-call]
+        found = _BUCKETS[time_BT] = time_buckets(time_BT[:, 1:], time_BT[:, :-1])
+    return found  # type: ignore[no-any-return]
 
 
 def _tiles(users: int, heads: int, length: int) -> Iterator[tuple[slice, slice, slice]]:

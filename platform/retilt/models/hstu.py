@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm, silu
 
 from retilt.models import trying
-from retilt.models.attention import TIME_BUCKETS, pointwise_attention, time_buckets
+from retilt.models.attention import TIME_BUCKETS, batch_buckets, pointwise_attention
 from retilt.models.backbone import Model
 from retilt.models.dropout import dropout
 from retilt.models.trying import Tried
@@ -97,7 +97,7 @@ class HSTUBackbone(nn.Module):
         length, scale, bucket_BST = x_BTD.shape[1], math.sqrt(self.width), None
         x = x_BTD * scale + self.position[:length]
         x = dropout(x, self.rate, key_BT, 0) * valid_BT[:, :, None]
-        bucket_BTT = time_buckets(time_BT[:, 1:], time_BT[:, :-1])
+        bucket_BTT = batch_buckets(time_BT)
         if tried is not None:
             asked_BS = (tried.place_BS - 1).clamp_(min=0)  # the position before a place has the place's request time
             bucket_BST = bucket_BTT.gather(1, asked_BS[:, :, None].expand(-1, -1, length))

@@ -13,9 +13,10 @@ R rows held here, D width. float32 throughout; float64 where the policy is evalu
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -82,14 +83,33 @@ def _log_normaliser(hidden_ND: Tensor, rows_RD: Tensor, bias_R: Tensor, rows: Ro
     return top_N.add_(total_N.log2_())
 
 
+@dataclass(frozen=True)
+class _Known:
+    """A policy at the positions of all ranks, with what every quantity over the catalogue is worked out from."""
+
+    hidden_ND: Tensor
+    rows_RD: Tensor
+    bias_R: Tensor
+    """This, ``lse_N`` and hidden states are in units of ln 2."""
+    lse_N: Tensor
+
+    @classmethod
+    def of(cls, hidden_PD: Tensor, rows_RD: Tensor, rows: Rows) -> _Known:
+        """Collective where rows are sharded."""
+        hidden_ND = rows.gather(hidden_PD) * LOG2_E
+        bias_R = rows.tile_bias(hidden_ND.dtype)
+        return cls(hidden_ND, rows_RD.detach(), bias_R, _log_normaliser(hidden_ND, rows_RD, bias_R, rows))
+
+    def tiles(self) -> Iterator[Tile]:
+        return tiles(self.rows_RD, self.bias_R, self.hidden_ND.dtype)
+
+
 class _LogProb(torch.autograd.Function):
     """log π of K items per position. Saves O(N K + R), recomputes the tiles backward, once for all K."""
 
     @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, item_PK: Tensor, rows: Rows) -> Tensor:
-        hidden_ND, item_NK = rows.gather(hidden_PD) * LOG2_E, rows.gather(item_PK)
-        bias_R = rows.tile_bias(hidden_ND.dtype)
-        lse_N = _log_normaliser(hidden_ND, rows_RD, bias_R, rows)
+    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, item_PK: Tensor, known: _Known, rows: Rows) -> Tensor:
+        hidden_ND, bias_R, lse_N, item_NK = known.hidden_ND, known.bias_R, known.lse_N, rows.gather(item_PK)
         mine_NK = rows.holds(item_NK)
         position, local = mine_NK.nonzero()[:, 0], item_NK[mine_NK] - rows.first
         hit_NK = lse_N.new_zeros(item_NK.shape)
@@ -113,75 +133,73 @@ class _LogProb(torch.autograd.Function):
         grad_hidden_ND.index_add_(0, position, weight * unit_MD.detach())
         (grad_target,) = torch.autograd.grad(unit_MD, target, weight * hidden_ND[position] / LOG2_E)
         grad_rows_RD.index_add_(0, local, grad_target)
-        return rows.own(rows.sum_(grad_hidden_ND), ctx.positions), grad_rows_RD, None, None
+        return rows.own(rows.sum_(grad_hidden_ND), ctx.positions), grad_rows_RD, None, None, None
 
 
 @dataclass(frozen=True)
 class _Compared:
-    """Two policies at the same positions, or one policy and nothing: what their log-ratio is worked out from."""
+    """Two policies at the same positions, or one policy and nothing."""
 
-    hidden_ND: Tensor
-    rows_RD: Tensor
-    lse_N: Tensor
-    bias_R: Tensor
-    """This, ``lse_N`` and hidden states are in units of ln 2."""
-    other: _Compared | None
-
-    @classmethod
-    def of(cls, hidden_PD: Tensor, rows_RD: Tensor, rows: Rows, other: _Compared | None) -> _Compared:
-        """Collective where rows are sharded."""
-        hidden_ND = rows.gather(hidden_PD) * LOG2_E
-        bias_R = rows.tile_bias(hidden_ND.dtype)
-        return cls(hidden_ND, rows_RD, _log_normaliser(hidden_ND, rows_RD, bias_R, rows), bias_R, other)
+    mine: _Known
+    other: _Known | None
 
     def tiles(self) -> Iterator[tuple[Tile, Tile | None]]:
         """The same rows of both."""
-        mine = tiles(self.rows_RD, self.bias_R, self.hidden_ND.dtype)
         if self.other is None:
-            yield from ((tile, None) for tile in mine)
+            yield from ((tile, None) for tile in self.mine.tiles())
         else:
-            other = self.other
-            yield from zip(mine, tiles(other.rows_RD, other.bias_R, other.hidden_ND.dtype), strict=True)
+            yield from zip(self.mine.tiles(), self.other.tiles(), strict=True)
 
-    def ratio(self, tile: Tile, other: Tile | None, at: slice) -> tuple[Tensor, Tensor]:
-        """π and log2(π / ρ) of a tile at some positions (log2 π where there is no ρ)."""
-        ratio = tile.logits(self.hidden_ND[at]).sub(self.lse_N[at, None])
-        p = ratio.exp2()
-        if other is not None:
-            assert self.other is not None
-            ratio.sub_(other.logits(self.other.hidden_ND[at])).add_(self.other.lse_N[at, None])
-        return p, ratio.masked_fill_(p == 0, 0)  # 0 · log 0 = 0
+    def logs(self, tile: Tile, at: slice) -> tuple[Tensor, Tensor]:
+        """π and log2 π of a tile at some positions."""
+        log = tile.logits(self.mine.hidden_ND[at]).sub(self.mine.lse_N[at, None])
+        p = log.exp2()
+        return p, log.masked_fill_(p == 0, 0)  # 0 · log 0 = 0
+
+    def ratio(self, p: Tensor, log: Tensor, other: Tile | None, at: slice) -> Tensor:
+        """log2(π / ρ) from log2 π, which is used up (it stays itself where there is no ρ)."""
+        if other is None:
+            return log
+        assert self.other is not None
+        log.sub_(other.logits(self.other.hidden_ND[at])).add_(self.other.lse_N[at, None])
+        return log.masked_fill_(p == 0, 0)
 
 
 class _Divergence(torch.autograd.Function):
-    """Σ_j π_j log(π_j / ρ_j) at each position for a fixed reference ρ; without one, Σ_j π_j log π_j."""
+    """Σ_j π_j log(π_j / ρ_j) at each position for a fixed reference ρ; without one, Σ_j π_j log π_j.
+
+    Gives Σ_j π_j log π_j in either case as well, without a gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, other: _Compared | None, rows: Rows) -> Tensor:
-        both = _Compared.of(hidden_PD, rows_RD, rows, other)
-        mean_N = torch.zeros_like(both.lse_N)
+    def forward(ctx: Any, hidden_PD: Tensor, rows_RD: Tensor, both: _Compared, rows: Rows) -> tuple[Tensor, Tensor]:
+        mean_2N = both.mine.lse_N.new_zeros(2, len(both.mine.lse_N))
         for tile, other_tile in both.tiles():
-            for at in parts(len(mean_N), TILE_POSITIONS):
-                p, ratio = both.ratio(tile, other_tile, at)
-                mean_N[at] += p.mul_(ratio).sum(1)
-        rows.sum_(mean_N)
-        ctx.save_for_backward(both.hidden_ND, rows_RD, both.lse_N, both.bias_R, mean_N)
-        ctx.other, ctx.rows, ctx.positions = other, rows, len(hidden_PD)
-        return rows.own(mean_N * LN_2, len(hidden_PD))
+            for at in parts(mean_2N.shape[1], TILE_POSITIONS):
+                p, log = both.logs(tile, at)
+                mean_2N[1, at] += (p * log).sum(1)
+                mean_2N[0, at] += p.mul_(both.ratio(p, log, other_tile, at)).sum(1)
+        mean_N, own_N = rows.sum_(mean_2N)
+        ctx.save_for_backward(mean_N)
+        ctx.both, ctx.rows, ctx.positions = both, rows, len(hidden_PD)
+        found = [rows.own(each * LN_2, len(hidden_PD)) for each in (mean_N, own_N)]
+        ctx.mark_non_differentiable(found[1])
+        return found[0], found[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, rows_RD, lse_N, bias_R, mean_N = ctx.saved_tensors
+        (mean_N,) = ctx.saved_tensors
         rows: Rows = ctx.rows
-        both = _Compared(hidden_ND, rows_RD, lse_N, bias_R, ctx.other)
+        both: _Compared = ctx.both
+        hidden_ND = both.mine.hidden_ND
         grad_N = rows.gather(grads[0].contiguous()) * LN_2
         weighted_ND = hidden_ND * (grad_N / LOG2_E)[:, None]
-        grad_hidden_ND, grad_rows_RD = torch.zeros_like(hidden_ND), torch.empty_like(rows_RD)
+        grad_hidden_ND, grad_rows_RD = torch.zeros_like(hidden_ND), torch.empty_like(both.mine.rows_RD)
         for tile, other_tile in both.tiles():
             grad_KD = torch.zeros_like(tile.unit_KD)
             for at in parts(len(hidden_ND), TILE_POSITIONS):
-                p, ratio = both.ratio(tile, other_tile, at)
-                p.mul_(ratio.sub_(mean_N[at, None]))
+                p, log = both.logs(tile, at)
+                p.mul_(both.ratio(p, log, other_tile, at).sub_(mean_N[at, None]))
                 grad_hidden_ND[at].addmm_(p, tile.unit_KD)
                 grad_KD.addmm_(p.T, weighted_ND[at])
             tile.through_norm(grad_KD, grad_rows_RD[tile.rows])
@@ -209,11 +227,23 @@ class CatalogueSoftmax:
         one. Collective where rows are sharded.
         """
         item_PK = item if item.dim() == 2 else item[:, None]
-        return _LogProb.apply(self.hidden_PD, self.rows_RD, item_PK, self.rows).view_as(item)  # type: ignore[no-any-return, no-untyped-call]
+        return _LogProb.apply(self.hidden_PD, self.rows_RD, item_PK, self.known, self.rows).view_as(item)  # type: ignore[no-any-return, no-untyped-call]
+
+    @functools.cached_property
+    def known(self) -> _Known:
+        """Worked out once for everything that is asked of this distribution. Collective where rows are sharded."""
+        with torch.no_grad():
+            return _Known.of(self.hidden_PD, self.rows_RD, self.rows)
+
+    def at(self, kept_P: Tensor) -> CatalogueSoftmax:
+        """The same at some of the positions; ``kept_P`` bool."""
+        return replace(
+            self, hidden_PD=self.hidden_PD[kept_P], head_P=None if self.head_P is None else self.head_P[kept_P]
+        )
 
     def entropy(self) -> Tensor:
         """Exact entropy in nats, shape (P,), differentiable. Collective where rows are sharded."""
-        return -_Divergence.apply(self.hidden_PD, self.rows_RD, None, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+        return -self._divergence(None)[0]
 
     def kl(self, reference: CatalogueSoftmax) -> Tensor:
         """Exact KL(π ‖ reference) in nats, shape (P,), differentiable by π alone. Collective where rows are sharded.
@@ -221,9 +251,16 @@ class CatalogueSoftmax:
         The D_KL of the paper's eq. 2. ``reference`` is another policy at the same positions, over the same items; its
         biases may be others.
         """
-        with torch.no_grad():
-            other = _Compared.of(reference.hidden_PD, reference.rows_RD, reference.rows, None)
-        return _Divergence.apply(self.hidden_PD, self.rows_RD, other, self.rows)  # type: ignore[no-any-return, no-untyped-call]
+        return self._divergence(reference)[0]
+
+    def kl_and_entropy(self, reference: CatalogueSoftmax) -> tuple[Tensor, Tensor]:
+        """``kl``, and the entropy without a gradient from the same tiles. Collective where rows are sharded."""
+        kl_P, negative_P = self._divergence(reference)
+        return kl_P, -negative_P
+
+    def _divergence(self, reference: CatalogueSoftmax | None) -> tuple[Tensor, Tensor]:
+        both = _Compared(self.known, None if reference is None else reference.known)
+        return _Divergence.apply(self.hidden_PD, self.rows_RD, both, self.rows)  # type: ignore[no-any-return, no-untyped-call]
 
     @torch.no_grad()
     def sample(self, draws: int, key_P: Tensor, seen_item: Tensor, seen_length_P: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ a false alarm has that probability in each; epochs of one run are alike, so over
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -29,13 +29,15 @@ from retilt.artifact import MANIFEST
 from retilt.config import TrainConfig
 from retilt.data.dataset import Dataset
 from retilt.evaluation import avg_reward, positions, tallies
+from retilt.evaluation.avg_reward import AvgReward
 from retilt.evaluation.groups import headline
+from retilt.evaluation.ranking import Measure
 from retilt.evaluation.statistics import Tally, verdict, versus
 from retilt.evaluation.wording import interval
 from retilt.models.policy import CataloguePolicy
 from retilt.ranks import together
 from retilt.training.companions import load_policy, load_reward_model
-from retilt.types import Batch, Companions, RewardModel
+from retilt.types import Companions, RewardModel
 
 REPLICATES = 1000
 """Bootstrap replicates behind an interval."""
@@ -44,6 +46,7 @@ START = "start"
 
 Alarm = Literal["hacking", "collapse"]
 Difference = Mapping[str, float | None]
+Validate = Callable[[CataloguePolicy, Sequence[Measure]], Tally]
 
 
 def alarm(score: Difference, truth: Difference) -> Alarm | None:
@@ -106,46 +109,55 @@ class Judge:
         self._last = positions.threshold(dataset, "validation", avg_reward.POSITIONS, avg_reward.SEED)
         self._start: tuple[Tally, Tally] | None = None
 
-    def begin(
-        self, validate: Callable[[CataloguePolicy], Tally], batches: Iterable[Batch], fence: Callable[[], None]
-    ) -> None:
-        """Measure the start, or read what was measured when the run began.
+    def begin(self, validate: Validate, place: str | None, fence: Callable[[], None]) -> None:
+        """Measure the start, or read what was measured when the run, or another with the same start, began.
 
         Args:
-            validate: a policy's tally of validation targets, over all ranks.
-            batches: this rank's validation batches.
+            validate: a policy's tally of validation targets over all ranks, which counts something else in besides.
+            place: URI of the folder where runs with this start keep what was measured of it; None: in the run's own.
             fence: raises where another run has taken the output over.
         """
-        places = [storage.join(self.config.output, START, name) for name in ("validation", "avg_reward")]
-        if ranks.broadcast_object(
-            together(lambda: all(storage.exists(storage.join(each, MANIFEST)) for each in places))
-        ):
-            truth, scores = together(lambda: (tallies.read(places[0])[0], tallies.read(places[1])[0]))
-            self._start = truth, scores
+        folder = place or storage.join(self.config.output, START)
+        places = [storage.join(folder, name) for name in ("validation", "avg_reward")]
+        if ranks.broadcast_object(together(lambda: ranks.rank() == 0 and self._kept(places) is not None)):
+            self._start = together(lambda: self._kept(places))
             return
-        with _evaluated(self.reference):
-            self._start = validate(self.reference), self._scores(self.reference, batches)
-        started = self._start
+        with self.scoring() as scores:
+            truth = validate(self.reference, (scores,))
+        self._start = started = truth, scores.tally.sum_over_ranks()
 
         def write() -> None:
             if ranks.rank() == 0:
                 fence()
-                for place, tally in zip(places, started, strict=True):
-                    tallies.write(place, tally, {"initial": self.config.initial})
+                for each, tally in zip(places, started, strict=True):
+                    tallies.write(each, tally, self._identity)
 
         together(write)
 
-    def measure(self, policy: CataloguePolicy, truth: Tally, batches: Iterable[Batch]) -> dict[str, Any]:
-        """What an epoch's record says of a policy in evaluation mode; equal on all ranks.
+    def _kept(self, places: Sequence[str]) -> tuple[Tally, Tally] | None:
+        """What was measured of this start, if all of it is there."""
+        if not all(storage.exists(storage.join(each, MANIFEST)) for each in places):
+            return None
+        (truth, first), (scores, second) = (tallies.read(each) for each in places)
+        return (truth, scores) if first == second == self._identity else None
+
+    @property
+    def _identity(self) -> dict[str, Any]:
+        """What a start follows from."""
+        config = self.config
+        return {
+            "data": self.dataset.fingerprint, "initial": config.initial, "reward_model": config.reward_model,
+            "judge": config.judge, "min_reward": config.min_reward,
+        }  # fmt: skip
+
+    def measure(self, truth: Tally, scores: Tally) -> dict[str, Any]:
+        """What an epoch's record says of a policy; equal on all ranks.
 
         Args:
-            policy: the one in training.
-            truth: its tally of validation targets, over all ranks.
-            batches: this rank's validation batches.
+            truth: the policy's tally of validation targets, over all ranks.
+            scores: that of ``scoring``, over all ranks.
         """
         assert self._start is not None
-        with _evaluated(self.reference):
-            scores = self._scores(policy, batches)
         metric: str = self.config.selection_metric
         changes = {metric: versus(truth, self._start[0])[headline(self.config.min_reward)][metric]}
         since = versus(scores, self._start[1])["all"]
@@ -156,18 +168,16 @@ class Judge:
         record["alarm"] = alarm(changes[next(iter(self.models))], changes[metric])
         return {name: value for name, value in record.items() if value is not None}
 
-    def _scores(self, policy: CataloguePolicy, batches: Iterable[Batch]) -> Tally:
-        return avg_reward.tally(
-            policy, batches, self.models, self.reference, last=self._last, replicates=REPLICATES, seed=0,
-            device=self.device,
-        ).sum_over_ranks()  # fmt: skip
+    @contextlib.contextmanager
+    def scoring(self) -> Iterator[AvgReward]:
+        """Reward models and the reference for one validation, the reference in float64.
 
-
-@contextlib.contextmanager
-def _evaluated(reference: CataloguePolicy) -> Iterator[None]:
-    """The reference in float64; an online objective goes on with it in float32."""
-    reference.eval()
-    try:
-        yield
-    finally:
-        reference.train(0, dropout=False)
+        An online objective goes on with it in float32.
+        """
+        self.reference.eval()
+        try:
+            yield AvgReward(
+                self.models, self.reference, last=self._last, replicates=REPLICATES, seed=0, device=self.device
+            )
+        finally:
+            self.reference.train(0, dropout=False)

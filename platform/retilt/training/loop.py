@@ -49,7 +49,8 @@ class Run:
     def __init__(self, task: Mapping[str, Any], reporter: Reporter) -> None:
         """``task`` is a planned run's (run.PlannedRun.task): its configuration is complete.
 
-        It may have a ``lease``, and ``replicates`` of the validation tallies that are kept (validation.Validation).
+        It may have a ``lease``, ``replicates`` of the validation tallies that are kept (validation.Validation), and a
+        ``start`` that it shares with others (Judge.begin).
         """
         config = TrainConfig.model_validate(task["config"])
         self.config, self.task, self.reporter = config, task, reporter
@@ -62,8 +63,9 @@ class Run:
         online = isinstance(config.algorithm, Online)
         self.companions = companions(config, self.dataset, self.device) if online else None
         self.validation = Validation(
-            config, self.dataset, self.policy, self.device, self.companions, task.get("replicates", 0)
-        )
+            config, self.dataset, self.policy, self.device, self.companions, task.get("replicates", 0),
+            task.get("start"),
+        )  # fmt: skip
         self.replicas = Replicas.of(self.policy, self.dense)
         self.saver = Saver(config.checkpoint.every_seconds, config.checkpoint.every_steps)
         self.progress, self.notes = Progress(), list[str]()

@@ -23,7 +23,7 @@ from retilt.training.parallel import choose_device
 from retilt.types import DamagedError, InputError
 
 RUN, RESULT = "run.json", "result.json"
-AT_WORK = ("lease", "replicates")
+AT_WORK = ("lease", "replicates", "start")
 """What a task has beside what ``run.json`` keeps of it."""
 
 

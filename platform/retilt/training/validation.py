@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from retilt.data.dataset import Dataset
 from retilt.data.stream import evaluation_batches
 from retilt.evaluation import audit, tallies
 from retilt.evaluation.groups import headline
-from retilt.evaluation.ranking import tally
+from retilt.evaluation.ranking import Measure, tally
 from retilt.evaluation.statistics import Tally
 from retilt.models.policy import CataloguePolicy
 from retilt.models.reward import FrozenRewardModel
@@ -45,12 +45,14 @@ class Validation:
         device: torch.device,
         companions: Companions | None = None,
         replicates: int = 0,
+        start: str | None = None,
     ) -> None:
         """``companions`` are those of an online objective.
 
         ``replicates``: bootstrap replicates of the tallies that are kept, with which runs can be compared user by user
-        and nothing ranked again; 0 keeps none.
+        and nothing ranked again; 0 keeps none. ``start``: as ``Judge.begin`` takes it.
         """
+        self.start = start
         self.config, self.dataset, self.policy, self.device = config, dataset, policy, device
         self.judge = Judge(config, dataset, device, companions) if config.judged else None
         self.keep = replicates > 0
@@ -59,7 +61,7 @@ class Validation:
     def begin(self, fence: Callable[[], None]) -> None:
         """Before the first step, and again where a run is continued; ``fence`` is asked before anything is written."""
         if self.judge is not None:
-            self.judge.begin(self._validate, self._batches(), fence)
+            self.judge.begin(self._validate, self.start, fence)
 
     def measure(self, epoch: int, fence: Callable[[], None]) -> dict[str, Any]:
         """Of the policy after an epoch (from 1): metrics under ``validation/``, and what reward models say (judge.py).
@@ -71,13 +73,19 @@ class Validation:
         if isinstance(self.config.algorithm, RewardModel):
             errors = audit.errors(FrozenRewardModel(self.policy), self._batches(), 0, 0, self.device).sum_over_ranks()
             return {f"validation/{name}": value for name, value in errors.means().items() if value is not None}
-        policy = self.policy.eval()
-        found = self._validate(policy)
+        policy, scores = self.policy.eval(), None
+        if self.judge is None:
+            found = self._validate(policy)
+        else:
+            with self.judge.scoring() as scores:
+                found = self._validate(policy, (scores,))
         if self.keep:
             self._write(found, epoch, fence)
         means = found.means(headline(self.config.min_reward))
         record: dict[str, Any] = {f"validation/{name}": value for name, value in means.items() if value is not None}
-        return record if self.judge is None else record | self.judge.measure(policy, found, self._batches())
+        if self.judge is None or scores is None:
+            return record
+        return record | self.judge.measure(found, scores.tally.sum_over_ranks())
 
     def _write(self, found: Tally, epoch: int, fence: Callable[[], None]) -> None:
         def write() -> None:
@@ -87,9 +95,9 @@ class Validation:
 
         together(write)
 
-    def _validate(self, policy: CataloguePolicy) -> Tally:
+    def _validate(self, policy: CataloguePolicy, also: Sequence[Measure] = ()) -> Tally:
         return tally(
-            policy, self._batches(), train_counts=self.dataset.train_counts("select"),
+            policy, self._batches(), train_counts=self.dataset.train_counts("select"), also=also,
             min_reward=self.config.min_reward, replicates=self.replicates, seed=0, device=self.device,
         ).sum_over_ranks()  # fmt: skip
 

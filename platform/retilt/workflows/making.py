@@ -10,6 +10,7 @@ from retilt import storage
 from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.config.reproduce import ReproduceConfig
 from retilt.data.derive import Derivation
+from retilt.training.judge import START
 from retilt.workflows.presets import Preset
 from retilt.workflows.steps import Auditing, Deriving, Evaluating, Predicting, Step, Training
 from retilt.workflows.tuning import Point
@@ -97,7 +98,8 @@ class Maker:
             "threads": self.config.threads, "device": self.config.device, "hang_seconds": self.config.hang_seconds,
             "storage": self.config.storage, **values,
         })  # fmt: skip
-        step = Step(key, Training(config), needs, epochs * COSTS.get(point.algorithm["name"], 1.0))
+        start = self.place(f"seed-{seed}", protocol, START) if config.judged else None
+        step = Step(key, Training(config, start), needs, epochs * COSTS.get(point.algorithm["name"], 1.0))
         return self._made.setdefault(identity, step)
 
     def evaluation(

@@ -19,6 +19,8 @@ from retilt.workflows.steps import Done, Failed, Measured, Step, Trained, best_e
 from retilt.workflows.tuning import Chosen, Point, Rung
 
 NEVER = float("-inf")
+PARTS = 4
+"""Of behaviour cloning, after each of which its best epoch so far is asked for."""
 REWARD_MODELS: Mapping[str, Point] = {
     "reward_model": Point({"name": "reward_model", "variant": "paper", "users": [0.0, 0.75]}, 1.0),
     "judge": Point({"name": "reward_model", "variant": "paper", "users": [0.75, 1.0]}, 1.0),
@@ -88,7 +90,7 @@ class Plan:
 
     def steps(self, done: Done) -> Iterator[Step]:
         """Every step whose configuration is known, done or not, in the order in which they matter."""
-        yield self.pretraining()
+        yield from self._pretrained(done)
         if self.pretraining_epochs(done) is None:
             return
         first, *others = self.seeds
@@ -109,6 +111,23 @@ class Plan:
             yield from self._shifted(done)
 
     # What validation chooses.
+
+    def _pretrained(self, done: Done) -> Iterator[Step]:
+        """Behaviour cloning under ``select``, a part after the other, and beside it that under ``refit``.
+
+        The best epoch so far can only give way to a later one, so ``refit`` may go that far before the last is known:
+        all else waits for them, and lanes would be idle.
+        """
+        metric, last = self.pretraining().training.selection_metric, self.pretraining().training.epochs
+        best = None
+        for part in range(1, PARTS + 1):
+            step = self.make.pretraining("select", self.seeds[0], -(-last * part // PARTS))
+            yield step
+            if (found := best_epoch(done.get(step.key), metric, step.training.epochs)) is None:
+                break
+            best = found[0]
+        if best is not None:
+            yield from (self.make.pretraining("refit", seed, best) for seed in self.seeds)
 
     def pretraining(self) -> Step:
         """Behaviour cloning under ``select``: validation chooses its number of epochs."""

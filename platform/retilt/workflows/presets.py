@@ -49,7 +49,7 @@ PRESETS = {
     "ml-100k": Preset(
         source="ml-100k",
         training={"batch_users": 32, "table": "row_wise"},
-        pretraining_epochs=20, epochs=(1, 2, 4), paper_epochs=30, trials=6, reward_epochs=5,
+        pretraining_epochs=20, epochs=(1, 2, 3), paper_epochs=30, trials=6, reward_epochs=5,
     ),
     "ml-1m": Preset(
         source="ml-1m",

@@ -64,7 +64,7 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
     """Do a step on one of so many ``lanes``; what the run or the evaluation raises is raised."""
     what = step.what
     if isinstance(what, Training):
-        return _train(what.config, lane, lanes)
+        return _train(what, lane, lanes)
     if isinstance(what, Evaluating):
         return _evaluate(what, lane)
     if isinstance(what, Auditing):
@@ -78,7 +78,8 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
     return None
 
 
-def _train(config: TrainConfig, lane: Lane, lanes: int) -> Trained:
+def _train(what: Training, lane: Lane, lanes: int) -> Trained:
+    config = what.config
     planned = plan_run(config)
     check_output(planned)
     with lease.hold(planned.config.output) as held:
@@ -90,7 +91,8 @@ def _train(config: TrainConfig, lane: Lane, lanes: int) -> Trained:
                 Sizes.of(planned.config, planned.dataset),
                 lambda workers: resources.room_of_worker(lanes * workers, config.threads, gpu, None),
             )
-            result = lane.call(loop.train, {**planned.task(), "lease": held.token}, checkpoints=True)
+            task = {**planned.task(), "lease": held.token, "start": what.start}
+            result = lane.call(loop.train, task, checkpoints=True)
     return _trained(config, result)
 
 

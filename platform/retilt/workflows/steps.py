@@ -17,6 +17,8 @@ class Training:
     """A run; its outcome is ``Trained``."""
 
     config: TrainConfig
+    start: str | None
+    """URI of the folder where judged runs from one policy keep what was measured of it (training/judge.py)."""
 
 
 @dataclass(frozen=True)
