@@ -110,6 +110,16 @@ def test_everything_at_once_alike_on_two_workers(
     )
 
 
+def test_what_a_choice_needs_is_what_all_targets_say_of_the_high_ones(
+    data: str, trained: dict[str, str], one: dict[str, Any]
+) -> None:
+    planned = evaluate.plan(config(data, trained))
+    for name, (tally, _) in measured({**planned.arguments, "high_only": True}).items():
+        whole = one["policies"][name]["high_reward"]
+        assert tally.count("n", "all") == tally.count("n", "high_reward") == whole["n"] > 0
+        assert tally.means("high_reward")["ndcg@10"] == pytest.approx(whole["ndcg@10"]["value"])
+
+
 def test_the_report_shows_what_was_measured(one: dict[str, Any], tmp_path: Path) -> None:
     report.write(str(tmp_path), one)
     text = (tmp_path / "report.md").read_text()

@@ -53,7 +53,7 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Found]:
 
     ``arguments``: the ``config``, absolute URIs of the ``dataset``, of checkpoints of ``policies`` and
     ``reward_models`` by name, of the ``reference`` or None, and of those that each tilt is made of (``tilted``: name →
-    ``policy``, ``reward_model``).
+    ``policy``, ``reward_model``). ``high_only``: only targets of at least ``min_reward`` are ranked (absent: all).
     """
     return Share(arguments).measure(reporter)
 
@@ -111,10 +111,14 @@ class Share:
         return load_reward_model(place, self.dataset, self.device, place_table(self.config.table, self.dataset.items))
 
     def _batches(self, loaded: Loaded, users: int | None = None) -> Iterator[Batch]:
-        return evaluation_batches(
+        batches = evaluation_batches(
             self.dataset, self.config.part, loaded.policy.settings.max_length, self.config.exclude_history,
             users or self.config.batch_users, ranks.rank(), ranks.world(),
         )  # fmt: skip
+        if self.arguments.get("high_only"):
+            high = torch.tensor(self.config.min_reward)
+            return (positions.chosen(each, each.target_reward_P >= high) for each in batches)
+        return batches
 
     def _measured(self, loaded: Loaded, policy: ExactPolicy) -> Found:
         """Of a policy, or of what it is tilted to."""

@@ -120,7 +120,7 @@ class Maker:
             tilt: temperatures; one makes a policy called ``name``, several ``name``/λ each.
             by: the reward model that tilts; None: the items' mean rewards.
             judges: reward models that score the policy's draws.
-            further: also for whom it is better, and its lists.
+            further: all targets, also for whom it is better, and its lists; else only what a choice needs.
         """
         temperature = tilt[0] if len(tilt) == 1 else list(tilt)
         model = None if by is None else by.training.output
@@ -138,7 +138,7 @@ class Maker:
         wanted = tuple(config.tilts[name].temperatures(name)) if tilt else (name,)
         needs = tuple(step.key for step in (run, by, *(judges or {}).values()) if step is not None)
         cost = EVALUATION + JUDGING * len(models) + (0.0 if by is None else TILTING)
-        return Step(key, Evaluating(config, wanted), needs, cost)
+        return Step(key, Evaluating(config, wanted, not further), needs, cost if further else cost / 4)
 
     def audit(self, key: str, models: Mapping[str, Step]) -> Step:
         """Reward models by name on the rewards of the test part, beside baselines."""

@@ -135,14 +135,15 @@ def _predict(what: Predicting, lane: Lane) -> None:
 
 def _evaluate(what: Evaluating, lane: Lane) -> Measured:
     planned = evaluate.plan(what.config)
-    found: Mapping[str, Found] = lane.call(work, planned.arguments, checkpoints=False)
+    arguments = {**planned.arguments, "high_only": what.high_only}
+    found: Mapping[str, Found] = lane.call(work, arguments, checkpoints=False)
     config = what.config
     group = "all" if config.min_reward is None else "high_reward"
     values, recommended = {}, {}
     for name in what.wanted:
         ranks, further = found[name]
         for kind, tally in ((RANKS, ranks), (AVG_REWARD, further.avg_reward), (PAIRS, further.pairs)):
-            if tally is not None:
+            if tally is not None and not what.high_only:
                 tallies.write(storage.join(config.output, name, kind), tally, planned.identities[name])
         values[name] = float(ranks.means(group)["ndcg@10"] or 0.0)
         if further.lists is not None:

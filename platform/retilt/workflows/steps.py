@@ -27,7 +27,9 @@ class Evaluating:
 
     config: EvaluateConfig
     wanted: tuple[str, ...]
-    """Names of those whose tallies are kept: a tilt needs its policy, but not its tally."""
+    """Names of those that are asked about: a tilt needs its policy, but not what is true of it."""
+    high_only: bool
+    """Only targets of the headline group are ranked, for a choice by their NDCG@10, and no tallies are kept."""
 
 
 @dataclass(frozen=True)
