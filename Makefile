@@ -35,8 +35,8 @@ test: $(STAMP)  ## all tests but the soak: two at a time, then those that start 
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=5 $(ALONE:%=--ignore=tests/%)
 	$(RUN) -m pytest -q --durations=25 $(ALONE:%=tests/%)
 
-soak: $(STAMP)  ## faults at length: every kill point, hangs, lost nodes and drivers, then an hour's look for leaks
-	$(RUN) -m pytest -q -m "soak or not soak" --durations=12 -s tests/faults tests/training
+soak: $(STAMP)  ## the tests that take long (every kill point, lost nodes and drivers, …), then an hour's look for leaks
+	$(RUN) -m pytest -q -m soak --durations=12 -s tests
 	$(RUN) tests/benchmarks/soak.py --minutes 60
 
 demo: $(STAMP)  ## ml-100k from the ratings to a better policy, under runs/demo/

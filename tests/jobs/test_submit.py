@@ -23,7 +23,14 @@ from typing import Any
 
 import pytest
 from tests.data import small_dataset
+from tests.data.small_dataset import MODEL
 from tests.faults.processes import free_port, kill_tree
+from tests.training.test_loop import Listener
+
+from retilt import ranks
+from retilt.config import TrainConfig, build
+from retilt.training import loop
+from retilt.training.run import plan_run
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -169,6 +176,23 @@ def test_submitted_from_a_checkout_and_from_a_wheel(cluster: Cluster, data: str,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"policy: {exp}/policy/last" in done.stdout
+
+
+@pytest.mark.soak
+def test_a_search_is_submitted_as_a_run_is(cluster: Cluster, data: str, tmp_path: Path) -> None:
+    """Its trials' actors and their workers, processes of other jobs' shape, find the code that the job brought."""
+    values = {"dataset": data, "output": str(tmp_path / "bc"), "epochs": 1, "batch_users": 8, "model": MODEL}
+    ranks.single()
+    loop.train(plan_run(build(TrainConfig, values)).task(), Listener())
+    common = [f"dataset={data}", f"initial={tmp_path}/bc", "temperatures=[0.5]", "epochs=1", "batch_users=8"]
+    output, options = tmp_path / "search", ["min_reward=3", "replicates=100", "threads=1"]
+    done = cluster.submit(
+        "search", "python", "jobs/tune_lambda.py", *common, *options, f"output={output}", options=FROM_CHECKOUT
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Chosen: λ = 0.5" in done.stdout
+    assert cluster.info("search")["driver_exit_code"] == 0
+    assert (output / "report.html").exists()
 
 
 @pytest.mark.parametrize(
