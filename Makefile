@@ -5,11 +5,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-$(EXTRA)
 ALONE := cluster faults jobs workflows
+QUICK := "not soak and not slow"
 # Ray's ports listen on every interface; a token is the only guard.
 export RAY_AUTH_MODE ?= token
 export TORCH_INDEX
 
-.PHONY: help setup format check test soak demo docs clean
+.PHONY: help setup format check test slow soak demo docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -31,9 +32,12 @@ check: $(STAMP)  ## format, lint, types, layers
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports --no-logo
 
-test: $(STAMP)  ## all tests but the soak: two at a time, then those that start Ray or many processes one by one
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist loadfile --durations=5 $(ALONE:%=--ignore=tests/%)
-	$(RUN) -m pytest -q --durations=25 $(ALONE:%=tests/%)
+test: $(STAMP)  ## the tests that are not slow: two at a time, then those that start Ray or many processes one by one
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m $(QUICK) -n 2 --dist loadfile --durations=5 $(ALONE:%=--ignore=tests/%)
+	$(RUN) -m pytest -q -m $(QUICK) --durations=25 $(ALONE:%=tests/%)
+
+slow: $(STAMP)  ## the slow tests: whole jobs on clusters, killed, stopped, submitted, on S3
+	$(RUN) -m pytest -q -m "slow and not soak" --durations=12 tests
 
 soak: $(STAMP)  ## the tests that take long (every kill point, lost nodes and drivers, …), then an hour's look for leaks
 	$(RUN) -m pytest -q -m soak --durations=12 -s tests

@@ -68,6 +68,7 @@ class Job:
         return self.log.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_first", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_one_worker_both_and_the_driver_killed(data: str, tmp_path: Path, one_first: bool) -> None:
     """Also: a second run on the output is refused meanwhile, and the killed driver's lease is taken over at once.

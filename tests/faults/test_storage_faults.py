@@ -80,6 +80,7 @@ def use_environment(values: Mapping[str, str], rank: int) -> None:
     os.environ.update(values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("freeze", "outage"), [(1.0, 2.0), pytest.param(25.0, 8.0, marks=pytest.mark.soak)], ids=["short", "long"]
 )

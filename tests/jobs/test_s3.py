@@ -96,6 +96,7 @@ def contents(place: str) -> dict[str, bytes]:
     return {file.path: storage.read_bytes(storage.join(place, file.path)) for file in storage.list_files(place)}
 
 
+@pytest.mark.slow
 def test_the_whole_path_leaves_the_same_as_on_a_disk_and_no_secret(
     cluster: Cluster, bucket: str, tmp_path: Path
 ) -> None:

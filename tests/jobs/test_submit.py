@@ -32,6 +32,8 @@ from retilt.config import TrainConfig, build
 from retilt.training import loop
 from retilt.training.run import plan_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -178,7 +180,6 @@ def test_submitted_from_a_checkout_and_from_a_wheel(cluster: Cluster, data: str,
     assert f"policy: {exp}/policy/last" in done.stdout
 
 
-@pytest.mark.soak
 def test_a_search_is_submitted_as_a_run_is(cluster: Cluster, data: str, tmp_path: Path) -> None:
     """Its trials' actors and their workers, processes of other jobs' shape, find the code that the job brought."""
     values = {"dataset": data, "output": str(tmp_path / "bc"), "epochs": 1, "batch_users": 8, "model": MODEL}

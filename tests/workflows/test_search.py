@@ -79,6 +79,7 @@ class Killing(Trials):
                 os.kill(pid, signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
     cluster: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
     assert "trial(s) to" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_rung_with_checkpoints_and_begins_no_further_trial(
     cluster: None, place: Path, tmp_path: Path
 ) -> None:
