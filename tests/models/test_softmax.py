@@ -91,6 +91,14 @@ def test_equals_the_full_matrix(
     kl = found.kl(policy(*other))
     equal_gradients(kl, full_kl(wanted, full(*other)), weight, leaves)
     assert (kl > 0).all()
+    kl, entropy = found.kl_and_entropy(policy(*other))
+    equal_gradients(kl, full_kl(wanted, full(*other)), weight, leaves)
+    torch.testing.assert_close(entropy, -full_kl(wanted, None))
+    assert not entropy.requires_grad
+    kept = torch.arange(P) % 3 == 1
+    some = found.at(kept)
+    torch.testing.assert_close(some.log_prob(item[kept]), wanted.gather(1, item[:, None])[kept, 0])
+    torch.testing.assert_close(some.entropy(), entropy[kept])
 
 
 def test_the_kl_of_a_policy_to_itself_is_zero() -> None:
@@ -161,6 +169,8 @@ def on_a_rank(shares: list[list[int]]) -> dict[str, Any]:
         "kl": found.kl(other),
     }
     result = {name: value.tolist() for name, value in values.items()}
+    result["beside"] = found.kl_and_entropy(other)[1].tolist()
+    result["some"] = found.at(torch.tensor(mine) % 3 == 1).kl(other.at(torch.tensor(mine) % 3 == 1)).tolist()
     for name, value in values.items():
         grads = torch.autograd.grad((weight[mine] * value).sum(), [own_hidden, own_rows])
         result |= {f"{name}.hidden": grads[0].tolist(), f"{name}.rows": grads[1].tolist()}
@@ -184,6 +194,8 @@ def test_rows_on_two_ranks_equal_one(two_ranks: Ranks, cut: int) -> None:
     def joined(name: str) -> Tensor:
         return torch.tensor([value for part in found for value in part[name]], dtype=torch.float64)
 
+    torch.testing.assert_close(joined("beside"), expected["entropy"])
+    torch.testing.assert_close(joined("some"), expected["kl"][torch.arange(P) % 3 == 1])
     for name, value in expected.items():
         grads = torch.autograd.grad((weight * value).sum(), leaves, retain_graph=True)
         torch.testing.assert_close(joined(name), value)

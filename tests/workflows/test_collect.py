@@ -16,7 +16,7 @@ from retilt.workflows.making import Maker
 from retilt.workflows.plan import Plan
 from retilt.workflows.presets import PRESETS
 from retilt.workflows.scheduling import Schedule
-from retilt.workflows.steps import Outcome, Step, Trained
+from retilt.workflows.steps import Failed, Outcome, Step, Trained
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +66,12 @@ def test_a_trial_that_went_on_in_the_sweep_counts_as_long_as_it_was_tuned(data: 
             again = longest[key.partition("@")[0]]
             collector.done[key] = again  # type: ignore[index]
     assert len(list(collector._records("exp_rsft"))) == before
+
+
+def test_what_failed_on_the_way_to_what_was_done_is_not_missing(data: str, tmp_path: Path) -> None:
+    collector = carried_out(data, tmp_path, arms=["exp_rsft"])
+    before = collector.results()["not_run"]
+    collector.done["seed-0/refit/bc@1"] = Failed("a worker was lost")  # type: ignore[index]
+    assert collector.results()["not_run"] == before
+    collector.done["seed-0/test/bc"] = Failed("a worker was lost")  # type: ignore[index]
+    assert {"what": "seed-0/test/bc", "why": "a worker was lost"} in collector.results()["not_run"]

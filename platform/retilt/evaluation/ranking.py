@@ -16,7 +16,7 @@ from retilt.types import Batch, Distribution, ExactPolicy
 
 
 class Measure(Protocol):
-    """Something else that is measured of the same distributions (lists.py, pairs.py)."""
+    """Something else that is measured of the same distributions (lists.py, pairs.py, avg_reward.py)."""
 
     def add(self, batch: Batch, distribution: Distribution) -> None:
         """Count a batch in, which is on the CPU. Collective."""

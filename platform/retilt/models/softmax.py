@@ -178,8 +178,10 @@ class _Divergence(torch.autograd.Function):
             for at in parts(mean_2N.shape[1], TILE_POSITIONS):
                 p, log = both.logs(tile, at)
                 mean_2N[1, at] += (p * log).sum(1)
-                mean_2N[0, at] += p.mul_(both.ratio(p, log, other_tile, at)).sum(1)
+                if other_tile is not None:
+                    mean_2N[0, at] += p.mul_(both.ratio(p, log, other_tile, at)).sum(1)
         mean_N, own_N = rows.sum_(mean_2N)
+        mean_N = own_N if both.other is None else mean_N
         ctx.save_for_backward(mean_N)
         ctx.both, ctx.rows, ctx.positions = both, rows, len(hidden_PD)
         found = [rows.own(each * LN_2, len(hidden_PD)) for each in (mean_N, own_N)]

@@ -18,6 +18,7 @@ a false alarm has that probability in each; epochs of one run are alike, so over
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -36,13 +37,14 @@ from retilt.evaluation.statistics import Tally, verdict, versus
 from retilt.evaluation.wording import interval
 from retilt.models.policy import CataloguePolicy
 from retilt.ranks import together
+from retilt.training import checkpoint
 from retilt.training.companions import load_policy, load_reward_model
-from retilt.types import Companions, RewardModel
+from retilt.types import Companions, DamagedError, RewardModel
 
 REPLICATES = 1000
 """Bootstrap replicates behind an interval."""
 START = "start"
-"""Folder of a run with what was measured of the policy that it started from."""
+"""Folder with what was measured of the policy that a run, or all judged trials of a reproduction, started from."""
 
 Alarm = Literal["hacking", "collapse"]
 Difference = Mapping[str, float | None]
@@ -119,8 +121,8 @@ class Judge:
         """
         folder = place or storage.join(self.config.output, START)
         places = [storage.join(folder, name) for name in ("validation", "avg_reward")]
-        if ranks.broadcast_object(together(lambda: ranks.rank() == 0 and self._kept(places) is not None)):
-            self._start = together(lambda: self._kept(places))
+        self._start = ranks.broadcast_object(together(lambda: self._kept(places) if ranks.rank() == 0 else None))
+        if self._start is not None:
             return
         with self.scoring() as scores:
             truth = validate(self.reference, (scores,))
@@ -135,20 +137,23 @@ class Judge:
         together(write)
 
     def _kept(self, places: Sequence[str]) -> tuple[Tally, Tally] | None:
-        """What was measured of this start, if all of it is there."""
+        """What was measured of this start, if all of it is there, and whole."""
         if not all(storage.exists(storage.join(each, MANIFEST)) for each in places):
             return None
-        (truth, first), (scores, second) = (tallies.read(each) for each in places)
+        try:
+            (truth, first), (scores, second) = (tallies.read(each) for each in places)
+        except DamagedError:
+            return None
         return (truth, scores) if first == second == self._identity else None
 
-    @property
+    @functools.cached_property
     def _identity(self) -> dict[str, Any]:
         """What a start follows from."""
         config = self.config
-        return {
-            "data": self.dataset.fingerprint, "initial": config.initial, "reward_model": config.reward_model,
-            "judge": config.judge, "min_reward": config.min_reward,
-        }  # fmt: skip
+        models = {"initial": config.initial, "reward_model": config.reward_model, "judge": config.judge}
+        prints = {name: None if uri is None else checkpoint.fingerprint(uri) for name, uri in models.items()}
+        sizes = {"positions": avg_reward.POSITIONS, "draws": avg_reward.DRAWS, "replicates": REPLICATES}
+        return {**prints, **sizes, "data": self.dataset.fingerprint, "min_reward": config.min_reward}
 
     def measure(self, truth: Tally, scores: Tally) -> dict[str, Any]:
         """What an epoch's record says of a policy; equal on all ranks.

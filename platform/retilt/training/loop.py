@@ -190,6 +190,7 @@ class Run:
         if self.policy.sampler is not None and batch is not None:
             record["sampling_gap"] = gap = sampling_gap(self.policy, batch.to(self.device))
             self._note(*warnings(gap, self.config))
+        del batch  # and what models keep of it
         self._close_epoch(record | self.validation.measure(progress.cursor.epoch + 1, self._fence))
 
     def _step(self, batch: Batch, meter: Meter, last: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from retilt import storage
@@ -221,13 +221,27 @@ def _check_newest(run: PlannedRun) -> None:
         with contextlib.suppress(DamagedError):
             state = checkpoint.read_state(place)
             require_same_run(state, run.task(), run.dataset, place)
-            cursor = state["progress"]["cursor"]
-            begun = int(cursor["epoch"]) + (int(cursor["batch"]) > 0)
+            begun = _begun(state)
             if begun > run.config.epochs and finished(run) is None:
                 raise InputError(
                     f"epochs = {run.config.epochs}, but the run in {run.config.output} has begun epoch {begun}; give "
                     f"epochs of at least {begun}"
                 )
+
+
+def _begun(state: Mapping[str, Any]) -> int:
+    cursor = state["progress"]["cursor"]
+    return int(cursor["epoch"]) + (int(cursor["batch"]) > 0)
+
+
+def at_least_begun(run: PlannedRun) -> PlannedRun:
+    """The run with as many epochs as its newest whole checkpoint has begun, where these are more than it asks for."""
+    for place in checkpoint.committed(run.config.output):
+        with contextlib.suppress(DamagedError):
+            if (begun := _begun(checkpoint.read_state(place))) > run.config.epochs:
+                return replace(run, config=run.config.model_copy(update={"epochs": begun}))
+            break
+    return run
 
 
 def claim(task: Mapping[str, Any]) -> None:

@@ -232,7 +232,9 @@ class Collector:
 
     def _not_run(self, ranks: ByArm) -> list[dict[str, str]]:
         """Steps that failed, with their reason, and arms that are not there with every seed."""
-        found = [{"what": key, "why": each.reason} for key, each in self.done.items() if isinstance(each, Failed)]
+        wanted = [step.key for step in self.plan.steps(self.done)]
+        failed = {key: each for key in wanted if isinstance(each := self.done.get(key), Failed)}
+        found = [{"what": key, "why": each.reason} for key, each in failed.items()]
         for arm in self.arms:
             missing = [seed for seed in self.plan.seeds if seed not in ranks.get(arm, {})]
             if missing:

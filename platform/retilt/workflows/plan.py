@@ -126,7 +126,7 @@ class Plan:
             if (found := best_epoch(done.get(step.key), metric, step.training.epochs)) is None:
                 break
             best = found[0]
-        if best is not None:
+        if best is not None and self.pretraining_epochs(done) is None:
             yield from (self.make.pretraining("refit", seed, best) for seed in self.seeds)
 
     def pretraining(self) -> Step:

@@ -17,7 +17,7 @@ from retilt.evaluation import lists, tallies
 from retilt.training import audit, checkpoint, loop, planning, predicted
 from retilt.training.parallel import choose_device
 from retilt.training.planning import Sizes
-from retilt.training.run import RESULT, check_output, find_reward_model, finished, plan_run
+from retilt.training.run import RESULT, at_least_begun, check_output, find_reward_model, finished, plan_run
 from retilt.types import InputError
 from retilt.workflows.steps import (
     Auditing,
@@ -55,7 +55,7 @@ def look(step: Step) -> tuple[bool, Outcome]:
     if not storage.exists(storage.join(what.config.output, RESULT)):
         return False, None
     planned = plan_run(what.config)
-    check_output(planned)
+    check_output(at_least_begun(planned))
     result = finished(planned)
     return (False, None) if result is None else (True, _trained(what.config, result))
 
@@ -80,7 +80,8 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
 
 def _train(what: Training, lane: Lane, lanes: int) -> Trained:
     config = what.config
-    planned = plan_run(config)
+    # A later step may have let the run go on, and been killed: it ends what it has begun.
+    planned = at_least_begun(plan_run(config))
     check_output(planned)
     with lease.hold(planned.config.output) as held:
         check_output(planned)  # again: who held it may have begun another run
