@@ -186,7 +186,7 @@ def test_a_search_is_submitted_as_a_run_is(cluster: Cluster, data: str, tmp_path
     ranks.single()
     loop.train(plan_run(build(TrainConfig, values)).task(), Listener())
     common = [f"dataset={data}", f"initial={tmp_path}/bc", "temperatures=[0.5]", "epochs=1", "batch_users=8"]
-    output, options = tmp_path / "search", ["min_reward=3", "replicates=100", "threads=1"]
+    output, options = tmp_path / "search", ["min_reward=3", "replicates=200", "threads=1"]
     done = cluster.submit(
         "search", "python", "jobs/tune_lambda.py", *common, *options, f"output={output}", options=FROM_CHECKOUT
     )
