@@ -100,7 +100,7 @@ def spread_like(x: Tensor, other: Tensor) -> Tensor:
 
 
 def broadcast_object(value: T) -> T:
-    """Rank 0's JSON-like value on every rank."""
+    """Rank 0's value on every rank: JSON-like, or sums on the CPU."""
     if world() == 1:
         return value
     box = [value]

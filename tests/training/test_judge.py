@@ -127,6 +127,17 @@ def test_two_workers_judge_as_one(taught: dict[str, str], two_ranks: Ranks, tmp_
     )
 
 
+def test_two_workers_that_resume_compare_with_the_same_start(
+    taught: dict[str, str], two_ranks: Ranks, tmp_path: Path
+) -> None:
+    values = {"learning_rate": 1e-3, "table": "row_wise", "table_learning_rate": 0.01}
+    first = epochs(two_ranks(run, judged(taught, tmp_path / "run", epochs=1, **values).task())[0])
+    written = (tmp_path / "run" / "start" / "avg_reward" / "manifest.json").stat().st_mtime_ns
+    cut = epochs(two_ranks(run, judged(taught, tmp_path / "run", epochs=2, **values).task())[0])
+    assert (tmp_path / "run" / "start" / "avg_reward" / "manifest.json").stat().st_mtime_ns == written
+    assert [*first, *cut] == epochs(two_ranks(run, judged(taught, tmp_path / "whole", epochs=2, **values).task())[0])
+
+
 def test_an_online_objective_shares_its_companions(taught: dict[str, str], tmp_path: Path) -> None:
     each = judged(taught, tmp_path / "run", algorithm={"name": "ppo"}, epochs=1)
     found = loop.Run(each.task(), Listener())

@@ -230,6 +230,7 @@ def _check_newest(run: PlannedRun) -> None:
 
 
 def _begun(state: Mapping[str, Any]) -> int:
+    """Epochs that a checkpoint's run has begun."""
     cursor = state["progress"]["cursor"]
     return int(cursor["epoch"]) + (int(cursor["batch"]) > 0)
 

@@ -55,8 +55,9 @@ def look(step: Step) -> tuple[bool, Outcome]:
     if not storage.exists(storage.join(what.config.output, RESULT)):
         return False, None
     planned = plan_run(what.config)
-    check_output(at_least_begun(planned))
     result = finished(planned)
+    # A later step may have let the run go on, and been killed: then it is not done, and no other run either.
+    check_output(at_least_begun(planned) if result is None else planned)
     return (False, None) if result is None else (True, _trained(what.config, result))
 
 
@@ -80,7 +81,7 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
 
 def _train(what: Training, lane: Lane, lanes: int) -> Trained:
     config = what.config
-    # A later step may have let the run go on, and been killed: it ends what it has begun.
+    # What it has begun of a later step is ended too (see look).
     planned = at_least_begun(plan_run(config))
     check_output(planned)
     with lease.hold(planned.config.output) as held:
