@@ -56,7 +56,38 @@ def test_the_plan_ends_with_every_arm_tested_on_every_seed(seeds: Any):
     assert len(found) == expected + (3 - 1) * len(schedule.plan.seeds)
     for seed in schedule.plan.seeds:
         assert {key.split("/")[2] for key in found if key.startswith(f"seed-{seed}/test/")} >= {"bc", *ARMS}
-    assert not any(key.startswith(f"seed-{seed}/select") for seed in schedule.plan.seeds[1:] for key in found)
+    # Methods are tuned on the first seed alone; only how the best λ moves is asked of every seed.
+    others = [key for key in found for seed in schedule.plan.seeds[1:] if key.startswith(f"seed-{seed}/select")]
+    assert all("/select/shifts/" in key for key in others)
+    assert len({key.split("/")[4].partition("@")[0] for key in others if "/noise-2/" in key}) in (0, 3)
+
+
+def test_fewer_users_are_judged_on_the_validation_of_all():
+    found = carried_out(Schedule(plan(seeds=2, arms=["exp_rsft"])))
+    for seed in (0, 1):
+        run = found[f"seed-{seed}/select/shifts/thinned-0.25/temperature-0.69-rate-1@2"].training
+        judged = found[f"seed-{seed}/select/shifts/thinned-0.25/all_users/temperature-0.69-rate-1"].what
+        assert isinstance(judged, Evaluating)
+        assert run.dataset == f"/out/seed-{seed}/data/thinned-0.25"
+        assert (judged.config.dataset, judged.config.part) == ("/data", "validation")
+        assert judged.config.policies == {"exp_rsft": run.output}
+        assert run.initial == "/out/seed-0/select/bc"
+    assert found["seed-1/select/shifts/as_logged/temperature-0.69-rate-1@2"].training.dataset == "/data"
+
+
+def test_an_evaluation_is_another_with_other_judges_and_after_other_epochs():
+    """Arms that are added later bring reward models, which then score what was tested without them."""
+
+    def identity(**values: Any) -> str:
+        what = carried_out(Schedule(plan(**values)))["seed-0/test/exp_rsft"].what
+        assert isinstance(what, Evaluating)
+        return what.identity
+
+    alone = identity(arms=["exp_rsft"])
+    assert identity(arms=["exp_rsft", "rsft"], seeds=2, output="/elsewhere", workers=2) == alone
+    assert identity(arms=["exp_rsft", "dpo"]) != alone
+    assert identity(arms=["exp_rsft"], epochs=1) != alone
+    assert identity(arms=["exp_rsft"], replicates=200) != alone
 
 
 def test_behaviour_cloning_goes_on_under_refit_as_far_as_validation_has_come():

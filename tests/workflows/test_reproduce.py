@@ -78,6 +78,52 @@ def test_a_preset_without_its_data_names_source_and_mirror(tmp_path: Path, monke
     assert not (tmp_path / "out").exists()
 
 
+def test_floored_times_belong_to_the_preparation(tmp_path: Path, data: str) -> None:
+    with pytest.raises(InputError, match="prepare it with time_floor=15, or leave one out"):
+        config(tmp_path / "out", dataset=data, floor_times=15)
+
+
+def test_rewards_that_are_all_equal_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    users = [[(item, 3.0, time) for item, _, time in user] for user in small_dataset.sequences(12, 20, longest=10)]
+    same = small_dataset.write(str(tmp_path / "data"), users, 20, lanes=2, shards=[[6, 6]])
+    with pytest.raises(InputError, match="every training event has the reward 3, so there is nothing to learn"):
+        reproduce.run(config(tmp_path / "out", dataset=same))
+
+
+@pytest.mark.slow
+def test_arms_that_come_later_bring_reward_models_which_score_what_was_there(
+    cluster: None, data: str, tmp_path: Path
+) -> None:
+    """Everything that needs another: opponents, tilts, derived data, the sweep and its shifts, on two seeds."""
+    before = reproduce.run(config(tmp_path, dataset=data, arms=["exp_rsft"]))
+    assert "avg_reward" not in before["arms"]["exp_rsft"]
+    assert "alarms" not in before
+    arms = ["exp_rsft", "rsft", "dpo", "tilt_rm", "exp_rsft_item_mean", "exp_rsft_trajectory"]
+    found = reproduce.run(config(tmp_path, dataset=data, arms=arms, seeds=2, sweep=True))
+    assert found["not_run"] == []
+    trained = [arm for arm in ("bc", *arms) if arm != "tilt_rm"]
+    for arm in trained:
+        assert set(found["arms"][arm]["avg_reward"]) == {"training", "judge", "kl", "entropy"}
+        assert len(found["arms"][arm]["test"]["high_reward"]["ndcg@10"]["seeds"]) == 2
+    assert found["arms"]["bc"]["avg_reward"]["kl"]["value"] == pytest.approx(0, abs=1e-9)
+    start, after = found["arms"]["dpo"]["curve"]
+    assert (start["epoch"], start["kl"], after["kl"] > 0) == (0, 0.0, True)
+    assert abs(start["avg_reward"] - after["avg_reward"]) < 1
+    assert isinstance(found["alarms"], list)
+    assert {each["kind"] for each in found["shifts"]} == {"noise", "thinned"}
+    assert all(set(each["chosen"]) == {"0", "1"} for each in found["shifts"])
+    assert {each["temperature"] for each in found["lambda"]} == {each for each, _ in found["shifts"][0]["grid"]}
+    claims = {
+        each["claim"]: each["verdict"] for each in json.loads((tmp_path / "results.json").read_text())["verdicts"]
+    }
+    assert claims["beats_bc"] != "not run"
+    assert claims["noise_raises_lambda"] != "not run"
+
+    # What was tested without the reward models is tested again, what was trained is not.
+    log = tmp_path / "seed-0" / "refit" / "exp_rsft" / "metrics.jsonl"
+    assert len([line for line in log.read_text().splitlines() if '"seconds"' in line]) == 1
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert reproduce.run(config(tmp_path / "out", dataset=data, arms=["rsft"]), dry_run=True)["left"] > 8
     assert "seed-0/select/rsft/baseline-0-rate-1@1" in capsys.readouterr().out
@@ -123,7 +169,9 @@ def test_the_end_says_where_the_report_is_what_is_wrong_and_what_comes_next(tmp_
 def test_the_theory_says_where_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(theory, "run", partial(theory.run, seeds=2, scale=SCALE))
-    reproduce.run(config(tmp_path, preset="theory"))
+    monkeypatch.setattr(theory, "run", partial(theory.run, scale=SCALE))
+    monkeypatch.setattr(reproduce, "WORLDS", 2)
+    reproduce.run(config(tmp_path, preset="theory", seeds=3))
+    assert json.loads((tmp_path / "theory.json").read_text())["seeds"] == 3
     assert capsys.readouterr().out == "".join(f"{tmp_path}/theory.{end}\n" for end in ("md", "json", "png"))
     assert {file.name for file in tmp_path.iterdir()} == {"theory.md", "theory.json", "theory.png"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from tests.data import small_dataset
+from tests.evaluation.reproduction import made_up
 from tests.faults.processes import command, tree
 
 from retilt import storage
@@ -23,9 +25,12 @@ from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.config.tune import TuneConfig
 from retilt.data.dataset import Dataset
 from retilt.evaluation import tallies
+from retilt.evaluation.choice import Candidate, choose, value
+from retilt.evaluation.statistics import Tally
+from retilt.settings import identity_hash
 from retilt.training import checkpoint, loop
 from retilt.training.run import plan_run
-from retilt.types import InputError, Stopped
+from retilt.types import InputError, Stopped, TrainingError
 from retilt.workflows import search
 from retilt.workflows.proposing import Proposal, facts, propose, snapshot
 from retilt.workflows.trials import Maker, Trial
@@ -172,10 +177,16 @@ def test_the_night_after_only_the_choice_is_trained(cluster: None, place: Path, 
     assert found["choice"]["temperature"] == first["choice"]["temperature"]
 
 
+def proposed() -> Proposal:
+    return Proposal("as given", [1.0], [1e-3], [])
+
+
 def _earlier(place: Path, folder: Path, **changes: Any) -> str:
     """What an earlier search leaves that a later one reads."""
     known = asdict(snapshot(Dataset.open(str(place / "data"))))
-    storage.write_json(str(folder / "facts.json"), {"identity": "", "searched": {**known, **changes}})
+    chosen_for = facts(config(place, folder), proposed(), Dataset.open(str(place / "data")), "")["chosen_for"]
+    values = {"identity": "", "searched": {**known, **changes}, "chosen_for": chosen_for}
+    storage.write_json(str(folder / "facts.json"), values)
     storage.write_json(str(folder / "search.json"), {"choice": {"temperature": 1.0, "learning_rate": 3e-4}})
     return str(folder)
 
@@ -186,22 +197,120 @@ def test_an_earlier_choice_is_taken_after_no_drift_and_searched_around_after_lit
     data = Dataset.open(str(place / "data"))
     rewards = data.statistics("select")
 
-    def proposed(name: str, **changes: Any) -> Proposal:
+    def after(name: str, **changes: Any) -> Proposal:
         previous = _earlier(place, tmp_path / name, **changes)
         return propose(config(place, tmp_path / "out", previous=previous), data, rewards)
 
-    same = proposed("same")
-    assert (same.settled, same.temperatures, same.rate) == (True, [1.0], 3e-4)
-    little = proposed("little", users=int(data.users / 1.4), events=int(data.events / 1.4))
+    same = after("same")
+    assert (same.settled, same.temperatures, same.rates) == (True, [1.0], [3e-4])
+    little = after("little", users=int(data.users / 1.4), events=int(data.events / 1.4))
     assert little.drift is not None
     assert (little.drift["level"], little.settled, little.temperatures) == ("little", False, [0.667, 1.0, 1.5])
-    much = proposed("much", users=data.users // 3, events=data.events // 3)
+    assert little.rates == [3e-4]  # the one at which λ was chosen
+    much = after("much", users=data.users // 3, events=data.events // 3)
     assert much.drift is not None
     assert (much.drift["level"], much.settled, len(much.temperatures)) == ("much", False, 8)
-    # A search that takes an earlier choice hands on what that was made on.
-    assert facts(same, data, "")["searched"] == asdict(snapshot(data))
+    # A search that takes an earlier choice hands on what that was made on, though its own data differ a little.
+    grown = after("grown", users=data.users - 1, events=data.events - 20)
+    assert grown.settled
+    handed_on = facts(config(place, tmp_path / "out"), grown, data, "")["searched"]
+    assert (handed_on["users"], handed_on["events"]) == (data.users - 1, data.events - 20)
     with pytest.raises(InputError, match="no finished search there"):
         propose(config(place, tmp_path / "out", previous=str(place)), data, rewards)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"selection_metric": "mrr"}, r"something else \(selection_metric = ndcg@10\)"),
+        ({"min_reward": 4.0}, r"something else \(min_reward = 3.0\)"),
+        ({"algorithm": {"rewards": "rank"}, "temperatures": [1.0]}, r"something else \(algorithm.rewards = raw\)"),
+    ],
+)
+def test_an_earlier_choice_by_something_else_is_refused(
+    place: Path, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
+    data = Dataset.open(str(place / "data"))
+    one = config(place, tmp_path / "out", previous=_earlier(place, tmp_path / "earlier"), **values)
+    with pytest.raises(InputError, match=said):
+        propose(one, data, data.statistics("select"))
+
+
+def test_another_policy_at_the_same_place_is_another_search(place: Path, tmp_path: Path) -> None:
+    out, one = tmp_path / "out", config(place, tmp_path / "out", temperatures=[1.0])
+    data, initial = Dataset.open(one.dataset), tmp_path / "initial"
+    shutil.copytree(place / "bc", initial)
+    one = one.model_copy(update={"initial": str(initial)})
+    policy = checkpoint.fingerprint(checkpoint.find(str(initial)))
+    identity = identity_hash(one, dataset=data.fingerprint, initial=policy)
+    storage.write_json(str(out / "facts.json"), facts(one, proposed(), data, identity))
+    search.run(one, dry_run=True)  # moved, it is the same
+    values = {"dataset": one.dataset, "output": str(initial), "epochs": 2, "batch_users": 12, "table": "replicated"}
+    loop.train(plan_run(build(TrainConfig, {**values, "model": MODEL})).task(), Silent())
+    with pytest.raises(InputError, match="another initial policy; choose another output"):
+        search.run(one, dry_run=True)
+
+
+def test_where_the_chosen_trial_fails_on_the_way_the_next_choice_is_trained_on(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = config(place, tmp_path / "out", temperatures=[0.5, 2.0], epochs=9)
+    data = Dataset.open(one.dataset)
+    made = search.Search(
+        one, data, Proposal("as given", [0.5, 2.0], [1e-3], []), Maker(one, data.statistics("select"), 3.0)
+    )
+    strength = {0.5: 1.2, 2.0: 1.5}
+    failing = {2.0}
+
+    def rung(epochs: int, trials: list[Trial]) -> list[Trial]:
+        made.failures |= {each: "the loss is not finite" for each in trials if each.temperature in failing}
+        return [each for each in trials if each not in made.failures]
+
+    monkeypatch.setattr(made, "_rung", rung)
+    monkeypatch.setattr(made, "tally", lambda trial: made_up.tally(strength[trial.temperature], 0))
+    decided, chosen = made._trained_on(made.lambdas)
+    assert decided is not None
+    assert (chosen.temperature, decided.best) == (0.5, chosen.name)
+    failing.add(0.5)
+    with pytest.raises(TrainingError, match=r"no λ could be trained .*the loss is not finite"):
+        made._trained_on(made.lambdas)
+
+
+@pytest.mark.slow
+def test_halving_goes_on_with_the_better_third_and_takes_more_temperatures(
+    cluster: None, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rungs of 1, 3 and 9 epochs; before, with three λ, of 3 and 9."""
+    one = config(place, tmp_path / "out", temperatures=[0.5, 2.0], epochs=9)
+    first = search.run(one)
+    assert [each["epochs"] for each in first["protocol"]["rungs"]] == [3, 9]
+    capsys.readouterr()
+    found = search.run(one.model_copy(update={"temperatures": [0.3, 0.5, 1.0, 2.0]}))
+    assert {each["name"]: each["reason"] for each in found["trials"] if each["state"] == "failed"} == {}
+    epochs, trials = zip(*((each["epochs"], each["trials"]) for each in found["protocol"]["rungs"]), strict=True)
+    assert (epochs, trials) == ((1, 3, 9), (7, 4, 1))
+    reached = {each["name"]: each for each in found["trials"]}
+
+    def after(name: str, epochs: int) -> Tally:
+        return tallies.read(str(tmp_path / "out" / "measured" / f"{name}@{epochs}" / trial.RANKS))[0]
+
+    names = [name for name, each in reached.items() if each["method"] == "exp_rsft"]
+    score = {name: value(after(name, 1), "high_reward", "ndcg@10") for name in names}
+    best = sorted(names, key=lambda name: (-score[name], -reached[name]["temperature"]))[:2]
+    assert {name for name in names if reached[name]["rung"] >= 1} == set(best)
+    candidates = [Candidate(name, reached[name]["temperature"], after(name, 3)) for name in best]
+    assert found["choice"]["trial"] == choose(candidates, "high_reward", "ndcg@10").chosen
+    assert reached[found["choice"]["trial"]]["epochs"] == 9
+    # What had gone further before was measured as it was then: the tally of the best of its first epochs.
+    for name in ("lambda-0.5-rate-0.001", "lambda-2-rate-0.001", "bc-rate-0.001"):
+        kept = tmp_path / "out" / "trials" / name / "validation" / "epoch-1"
+        assert torch.equal(after(name, 1).sums, tallies.read(str(kept))[0].sums)
+
+    # Another search of the same seed and grid, with fewer at once, comes to the same choice by the same numbers.
+    again = search.run(config(place, tmp_path / "b", temperatures=[0.3, 0.5, 1.0, 2.0], epochs=9, concurrency=1))
+    assert {**again["choice"], "reason": ""} == {**found["choice"], "reason": ""}
+    metrics = [{each["name"]: each["ndcg@10"]["value"] for each in one["trials"]} for one in (found, again)]
+    assert metrics[0][found["choice"]["trial"]] == metrics[1][found["choice"]["trial"]]
 
 
 def _task(place: Path, output: Path, temperature: float, rate: float, epochs: int = 1) -> Mapping[str, Any]:
@@ -215,6 +324,10 @@ def _task(place: Path, output: Path, temperature: float, rate: float, epochs: in
     [
         ({"temperatures": [0.5, 0.0]}, "0 is no temperature"),
         ({"temperatures": [float("nan")]}, "nan is no temperature"),
+        ({"temperatures": ["nan"]}, "'nan' is no temperature: λ is a finite number above 0"),
+        ({"temperatures": 0.5}, "temperatures = 0.5: give auto, or a list of numbers"),
+        ({"temperatures": "fast"}, "temperatures = fast: give auto, or a list"),
+        ({"workers": [1, 2]}, "each needs a number of its own"),
         ({"temperatures": []}, "the list of temperatures is empty"),
         ({"temperatures": [1.0, 1.0]}, "listed twice"),
         ({"selection_metric": "train_loss"}, "cannot choose λ"),

@@ -24,10 +24,11 @@ from retilt.evaluation import tallies
 from retilt.evaluation.statistics import Tally
 from retilt.ranks import together
 from retilt.training import loop
+from retilt.training.log import logged
 from retilt.training.parallel import choose_device
 from retilt.training.run import RESULT, check_output, finished, plan_run
 from retilt.training.validation import kept
-from retilt.types import InputError, Reporter
+from retilt.types import Reporter
 
 MEASURED = "measured.json"
 RANKS, EXACT = "ranks", "exact"
@@ -68,12 +69,7 @@ def conduct(task: Task, messages: Any, board: Any) -> None:
     with lease.hold(planned.config.output) as held:
         check_output(planned)
         extras = {"lease": held.token, "replicates": task["evaluation"]["replicates"]}
-        training = None if (result := finished(planned)) else {**planned.task(), **extras}
-        if result and result["epochs"] > config.epochs:
-            raise InputError(
-                f"{config.output} has {result['epochs']} epochs where this search asks for {config.epochs}; choose "
-                "another output for it"
-            )
+        training = None if finished(planned) else {**planned.task(), **extras}
         _on_workers({"training": training, "task": task, "lease": held.token}, config, messages, show)
 
 
@@ -107,11 +103,15 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
         began = time.time()
         result = run.train() if run else together(lambda: dict(storage.read_json(storage.join(output, RESULT))))
         del run  # its tables and the optimizer's state, before the best policy and the initial one are loaded
+        best = result["best"]
+        if result["epochs"] > task["training"]["epochs"]:
+            best = together(lambda: _best(task["training"]))
         # Of its best epoch; of its last where no target says which is best.
-        epoch = result["best"]["epoch"] if result["best"] else result["epochs"]
+        epoch = best["epoch"] if best else min(result["epochs"], task["training"]["epochs"])
         found[RANKS] = together(lambda: tallies.read(kept(output, epoch))[0])
-        if task["exact"]:
+        if task["exact"] and best == result["best"]:  # a policy that has given way to a better one is gone
             found[EXACT] = _share(task).scores()
+        result = {**result, "best": best}
     facts = {"best": result.get("best"), "weights": result.get("weights"), "exact": EXACT in found}
     facts["clock"] = [began, time.time()]
 
@@ -125,6 +125,21 @@ def work(arguments: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
 
     together(write)
     return {}
+
+
+def _best(training: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What ``best`` of a run's result was after the task's epochs, of a run that has gone on since.
+
+    So λ may be added to a search though its rungs then are others.
+    """
+    metric = f"validation/{training['selection_metric']}"
+    of_epoch = {each["epoch"]: each[metric] for each in logged(training["output"]) if metric in each}
+    known = {epoch: value for epoch, value in of_epoch.items() if epoch <= training["epochs"]}
+    if not known:
+        return None
+    epoch = max(known, key=lambda each: known[each])  # the first of equal ones
+    result = storage.read_json(storage.join(training["output"], RESULT))["best"]
+    return dict(result) if result["epoch"] == epoch else {"epoch": epoch, "value": known[epoch]}
 
 
 def _share(task: Task) -> Share:

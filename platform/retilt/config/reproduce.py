@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from retilt.config.sections import Storage
 from retilt.settings import Settings, free, later
@@ -38,7 +38,8 @@ class ReproduceConfig(Settings):
     dataset: str | None = Field(None, min_length=1)
     """URI of a data set that jobs/prepare.py wrote, in place of the preset's source."""
     seeds: int | list[int] = free(1)
-    """How many seeds (0, 1, …), or which; methods are tuned on the first, the others take what was chosen there."""
+    """How many seeds (0, 1, …), or which; methods are tuned on the first, the others take what was chosen there. Of
+    `theory` the number of worlds, 20 at least."""
     trials: int | None = Field(None, ge=4, multiple_of=2)
     """Validation trials of each method; null takes the preset's number."""
     epochs: int | None = Field(None, ge=1)
@@ -85,6 +86,15 @@ class ReproduceConfig(Settings):
             if arm not in ARMS:
                 raise InputError(f"no arm is called {arm!r}{nearest(arm, ARMS)}; there are {', '.join(ARMS)}")
         return value
+
+    @model_validator(mode="after")
+    def _times_are_floored_when_prepared(self) -> ReproduceConfig:
+        if self.dataset is not None and self.floor_times is not None:
+            raise InputError(
+                f"floor_times = {self.floor_times:g} belongs to the preparation of a data set, and dataset = "
+                f"{self.dataset} is prepared; prepare it with time_floor={self.floor_times:g}, or leave one out"
+            )
+        return self
 
     @property
     def seed_list(self) -> list[int]:

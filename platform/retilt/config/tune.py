@@ -69,6 +69,16 @@ class TuneConfig(TrainConfig):
             raise InputError(f"the λ of exp_rsft is searched, not of {value.name}; leave algorithm out")
         return value
 
+    @field_validator("temperatures", mode="before")
+    @classmethod
+    def _auto_or_numbers(cls, value: Any) -> Any:
+        if value != "auto" and not isinstance(value, list | tuple):
+            raise InputError(f"temperatures = {value}: give auto, or a list of numbers such as '[0.5, 1]'")
+        for each in value if isinstance(value, list | tuple) else ():
+            if isinstance(each, bool) or not isinstance(each, int | float):
+                raise InputError(f"{each!r} is no temperature: λ is a finite number above 0")
+        return value
+
     @field_validator("temperatures")
     @classmethod
     def _some_temperatures(cls, value: str | list[float]) -> str | list[float]:
@@ -105,6 +115,10 @@ class TuneConfig(TrainConfig):
             raise InputError(
                 "temperatures=auto goes by the rewards' histogram, and algorithm.rewards, level or context_weight make "
                 "other weights of them; give temperatures='[…]'"
+            )
+        if isinstance(self.workers, list):
+            raise InputError(
+                f"workers = {self.workers}: trials share the cluster, so that each needs a number of its own; give one"
             )
         if self.judge is not None or self.reward_model is not None:
             raise InputError("exp_rsft needs no reward_model, and a search no judge; leave them out")

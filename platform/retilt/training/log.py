@@ -14,13 +14,15 @@ from typing import Any
 
 from retilt import storage
 
+METRICS = "metrics.jsonl"
+
 
 class MetricsLog:
     """``<output>/metrics.jsonl`` and ``<output>/tensorboard/``; kept by rank 0."""
 
     def __init__(self, output: str, step: int) -> None:
         """Continue the log of a run that stands at ``step``: later records, of steps to be repeated, are dropped."""
-        self.output, self.place = output, storage.join(output, "metrics.jsonl")
+        self.output, self.place = output, storage.join(output, METRICS)
         self._lines: list[tuple[int, str]] = []
         self._events = _Events()
         if step and storage.exists(self.place):
@@ -87,3 +89,10 @@ class _Events:
         self._writer.flush()
         (events,) = Path(self._folder.name).iterdir()
         return events.read_bytes()
+
+
+def logged(output: str) -> list[dict[str, Any]]:
+    """What the log of the run in ``output`` says of each epoch; empty where there is none."""
+    place = storage.join(output, METRICS)
+    lines = storage.read_bytes(place).decode().splitlines() if storage.exists(place) else []
+    return [record for line in lines if "seconds" in (record := json.loads(line))]

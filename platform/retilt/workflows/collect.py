@@ -57,8 +57,8 @@ class Collector:
             found["lambda"] = sweep
         if shifts := list(self._shifts()):
             found["shifts"] = shifts
-        if alarms := list(self._alarms()):
-            found["alarms"] = alarms
+        if any(JUDGED["kl"] in record for arm in self.arms for record in self._stands_for(arm)):
+            found["alarms"] = list(self._alarms())
         if audited := self._audit():
             found["audit"] = audited
             found["warnings"] += audit.warnings(audited)
@@ -159,13 +159,20 @@ class Collector:
             yield from each
 
     def _curve(self, arm: str) -> list[dict[str, Any]]:
-        """Validation after each epoch of the run that an arm stands for, from where it started."""
+        """Validation after each epoch of the run that an arm stands for, from where it started.
+
+        What a reward model said of the start is what it says after an epoch less what has changed since.
+        """
         best, outcome = self.plan.pretraining_epochs(self.done), self.done.get(self.plan.pretraining().key)
         epochs = self._stands_for(arm)
         if best is None or not epochs or not isinstance(outcome, Trained):
             return []
         records, seed = [outcome.epochs[best - 1], *epochs], self.plan.seeds[0]
-        return [{"epoch": epoch, "seed": seed, **_measures(record)} for epoch, record in enumerate(records)]
+        curve = [{"epoch": epoch, "seed": seed, **_measures(record)} for epoch, record in enumerate(records)]
+        score = JUDGED["avg_reward"]
+        if (changed := epochs[0].get(score.replace("judge/", "change/"))) is not None:
+            curve[0] |= {"avg_reward": float(epochs[0][score] - changed), "kl": 0.0}
+        return curve
 
     def _stands_for(self, arm: str) -> Sequence[Record]:
         """The epochs of the run under ``select`` that was chosen for an arm."""
@@ -196,23 +203,33 @@ class Collector:
         return [{**each, "ess": ess.get(each["temperature"])} for each in found]
 
     def _shifts(self) -> Iterator[dict[str, Any]]:
-        """The λ with the best validation for each shift whose grid is done."""
-        plan, done = self.plan, self.done
+        """The λ with the best validation for each shift, of the seeds with which its grid is done."""
+        plan = self.plan
         for kind, amount in SHIFTS if plan.make.config.sweep and "exp_rsft" in plan.arms else ():
-            data, grid = plan.shift_data(kind, amount), list[tuple[float, float]]()
-            points = plan.sweep(done)
-            for point in points:
-                step = (
-                    plan.trial("exp_rsft", point, plan.shift_epochs, done)
-                    if data is None
-                    else plan.shifted(kind, amount, point, data)
-                )
-                best = best_epoch(done.get(step.key), step.training.selection_metric, plan.shift_epochs)
-                if best is not None:
-                    grid.append((float(point.algorithm["temperature"]), best[1]))
-            if points and len(grid) == len(points):
-                chosen = max(grid, key=lambda each: each[1])[0]
-                yield {"kind": kind, "amount": amount, "chosen": {str(plan.seeds[0]): chosen}, "grid": grid}
+            chosen, curves = dict[str, float](), list[dict[float, float]]()
+            for seed in plan.seeds:
+                if curve := self._shifted(kind, amount, seed):
+                    chosen[str(seed)] = max(curve, key=lambda temperature: curve[temperature])
+                    curves.append(curve)
+            if curves:
+                grid = [(each, sum(curve[each] for curve in curves) / len(curves)) for each in curves[0]]
+                yield {"kind": kind, "amount": amount, "chosen": chosen, "grid": grid}
+
+    def _shifted(self, kind: str, amount: float, seed: int) -> dict[float, float]:
+        """NDCG@10 by λ on validation; empty before all λ are done."""
+        plan, found = self.plan, dict[float, float]()
+        points = plan.sweep(self.done)
+        for point in points:
+            step = plan.shift_judged(kind, amount, point, seed, self.done)
+            outcome = self.done.get(step.key)
+            value = None
+            if isinstance(outcome, Measured):
+                (value,) = outcome.values.values()
+            elif best := best_epoch(outcome, plan.pretraining().training.selection_metric, plan.shift_epochs):
+                value = best[1]
+            if value is not None:
+                found[float(point.algorithm["temperature"])] = value
+        return found if len(found) == len(points) else {}
 
     def _alarms(self) -> Iterator[dict[str, Any]]:
         """Where a run that an arm stands for was judged better by its reward model and was worse, or both."""

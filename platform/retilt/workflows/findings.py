@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from retilt import storage
 from retilt.cluster.trial import EXACT, RANKS, measured
+from retilt.config import TrainConfig, build, plain
 from retilt.evaluation import tallies
 from retilt.evaluation.choice import Choice, compared, value
 from retilt.evaluation.metrics import NAMES
 from retilt.evaluation.report import code_version
 from retilt.evaluation.statistics import Tally, summary
+from retilt.training.log import logged
 from retilt.workflows.trials import COMPARED, Trial
 
 if TYPE_CHECKING:
     from retilt.workflows.search import Search
 
-METRICS = "metrics.jsonl"
 ENDS = ("value", "low", "high")
 
 
@@ -95,7 +97,6 @@ class Findings:
             "rung": rungs.index(reached[-1]), "best_epoch": (facts.get("best") or {}).get("epoch"),
             "ess": weights.get("ess_ratio"), "kl": exact.get("kl"), "entropy": exact.get("entropy"),
             **_measures(tally, self.group), "all": _measures(tally, "all"),
-            "positions": weights.get("positions", 0) * entry["epochs"],
         }  # fmt: skip
         if self.search.deciding in reached and reached[-1] > self.search.deciding:
             entry["deciding"] = _measures(self.search.tally(trial, self.search.deciding), self.group)
@@ -104,9 +105,7 @@ class Findings:
 
     def _course(self, trial: Trial) -> dict[str, Any]:
         """What the run's log says: every epoch once, as a run that was continued has them."""
-        place = storage.join(self.config.output, "trials", trial.name, METRICS)
-        lines = storage.read_bytes(place).decode().splitlines() if storage.exists(place) else []
-        records = [record for line in lines if "seconds" in (record := json.loads(line))]
+        records = logged(storage.join(self.config.output, "trials", trial.name))
         curve = [
             {
                 "epoch": record["epoch"], "loss": record["loss"],
@@ -117,6 +116,7 @@ class Findings:
         workers = self.config.worker_range[0]
         return {
             "epochs": len(records), "curve": curve, "seconds": sum(each["seconds"] for each in records) * workers,
+            "positions": round(sum(each["seconds"] * each["positions_per_second"] for each in records)),
         }  # fmt: skip
 
     def _choice(self) -> dict[str, Any]:
@@ -132,7 +132,10 @@ class Findings:
         return {**found, "reason": self._reason(found)}
 
     def _versus(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The chosen trial against the better one each of BC continued and top-rated, at equal epochs."""
+        """The chosen trial against the better one each of BC continued and top-rated, at equal epochs.
+
+        ``better`` names every λ that is better than it: the chosen one is the largest near the best, not the best.
+        """
         mine = self.search.reached[self.chosen]
         for method in COMPARED:
             trials = [each for each in self.search.trials if each.method == method and each in self.search.reached]
@@ -142,19 +145,26 @@ class Findings:
             there = [each for each in trials if epochs in self.search.reached[each]]
             theirs = [self.search.tally(each, epochs) for each in there]
             best = max(theirs, key=lambda each: value(each, self.group, self.metric))
-            chosen = self.search.tally(self.chosen, epochs)
-            yield method, {**compared(chosen, best, self.group, self.metric), "epochs": epochs}
+            found = {
+                each.name: compared(self.search.tally(each, epochs), best, self.group, self.metric)
+                for each in self.search.lambdas
+                if epochs in self.search.reached.get(each, ())
+            }
+            better = [name for name, each in found.items() if each["standing"] == "better"]
+            yield method, {**found[self.chosen.name], "epochs": epochs, "better": better}
 
     def _reason(self, found: Mapping[str, Any]) -> str:
         if self.decided is None:
             return "The earlier choice stands: its data have not drifted."
-        deficit, metric = found["deficit"], self.metric
+        deficit, metric, deciding = found["deficit"], self.metric, self.search.deciding
+        left = sum(deciding in self.search.reached.get(each, ()) for each in self.search.lambdas)
+        of = "" if left == len(self.search.lambdas) else f" of the {left} trials that were left"
         if found["best"] == found["trial"]:
-            largest = f"it has the highest {metric} after {self.search.deciding} epoch(s), and no larger λ is as good"
+            largest = f"it has the highest {metric} after {deciding} epoch(s){of}, and no larger λ is as good"
         else:
             best = next(each for each in self.search.trials if each.name == found["best"])
             largest = (
-                f"after {self.search.deciding} epoch(s) it is the largest λ whose {metric} lacks no more than one "
+                f"after {deciding} epoch(s) it is the largest λ{of} whose {metric} lacks no more than one "
                 f"standard error ({deficit['se']:.4f}) of the difference to the best, λ = {best.temperature:g}: it "
                 f"lacks {deficit['value']:.4f}"
             )
@@ -182,10 +192,32 @@ class Findings:
         )
         yield (
             f"python jobs/posttrain.py dataset={config.dataset} initial=URI_OF_BC_UNDER_REFIT protocol=refit "
-            f"algorithm=exp_rsft algorithm.temperature={self.chosen.temperature:g} epochs={epochs} "
-            f"learning_rate={run.learning_rate:g} table_learning_rate={run.table_learning_rate:g} "
-            f"batch_users={run.batch_users} table={run.table} output=…"
+            f"algorithm=exp_rsft {' '.join(_settings(run))} epochs={epochs} output=…"
         )
+
+
+def _settings(run: TrainConfig) -> Iterator[str]:
+    """What a run's command line says beside what is another's under refit, as ``key=value``: all but the defaults."""
+    places = {"dataset": run.dataset, "initial": run.initial, "output": run.output, "epochs": run.epochs}
+    others = {**places, "protocol": run.protocol, "min_reward": run.min_reward, "threads": run.threads}
+    usual = dict(_flat(plain(build(TrainConfig, {**others, "algorithm": "exp_rsft"}))))
+    for name, each in _flat(plain(run)):
+        if usual.get(name, each) != each or name == "algorithm.temperature":
+            yield f"{name}={shlex.quote(json.dumps(each)) if isinstance(each, list | dict) else _told(each)}"
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for name, each in values.items():
+        if isinstance(each, Mapping):
+            yield from _flat(each, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", each
+
+
+def _told(each: Any) -> str:
+    if isinstance(each, bool) or each is None:
+        return json.dumps(each)
+    return f"{each:g}" if isinstance(each, float) else str(each)
 
 
 def _exact(place: str) -> Mapping[str, float | None]:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from retilt import storage
-from retilt.config import EvaluateConfig, TrainConfig, build
+from retilt.artifact import fingerprint
+from retilt.config import EvaluateConfig, TrainConfig, build, identity_hash
 from retilt.config.reproduce import ReproduceConfig
 from retilt.data.derive import Derivation
 from retilt.training.judge import START
@@ -122,6 +123,10 @@ class Maker:
             judges: reward models that score the policy's draws.
             further: all targets, also for whom it is better, and its lists; else only what a choice needs.
         """
+        needs = tuple(step.key for step in (run, by, *(judges or {}).values()) if step is not None)
+        known = (key, f"{list(tilt)}", needs)
+        if (made := self._made.get(known)) is not None:
+            return made
         temperature = tilt[0] if len(tilt) == 1 else list(tilt)
         model = None if by is None else by.training.output
         tilts = {name: {"policy": "untilted", "temperature": temperature, "reward_model": model}} if tilt else {}
@@ -136,9 +141,11 @@ class Maker:
             "table": self.preset.training.get("table", "auto"),
         })  # fmt: skip
         wanted = tuple(config.tilts[name].temperatures(name)) if tilt else (name,)
-        needs = tuple(step.key for step in (run, by, *(judges or {}).values()) if step is not None)
         cost = EVALUATION + JUDGING * len(models) + (0.0 if by is None else TILTING)
-        return Step(key, Evaluating(config, wanted, not further), needs, cost if further else cost / 4)
+        places = dict.fromkeys(("dataset", "policies", "reward_models", "tilts"), "")  # an output may be moved
+        identity = fingerprint([identity_hash(config, **places), needs, wanted, list(models), list(tilt), further])
+        what = Evaluating(config, wanted, not further, run.training.epochs, identity)
+        return self._made.setdefault(known, Step(key, what, needs, cost if further else cost / 4))
 
     def audit(self, key: str, models: Mapping[str, Step]) -> Step:
         """Reward models by name on the rewards of the test part, beside baselines."""

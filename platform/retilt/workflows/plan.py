@@ -45,6 +45,7 @@ SHIFTS = (("noise", 0.0), ("noise", 1.0), ("noise", 2.0), ("thinned", 1.0), ("th
 """How training data are changed to see where the best λ goes: SD of noise on rewards, share of users that are kept."""
 SHIFTS_FROM = {"noise": 0.0, "thinned": 1.0}
 """The amount of each kind that changes nothing."""
+AS_LOGGED = "as_logged"
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Plan:
                 yield from self._refitted(seed, arm, done)
         if self.make.config.sweep and "exp_rsft" in self.arms:
             yield from self._swept(done)
-            yield from self._shifted(done)
+            for seed in self.seeds:
+                yield from self._shifted(seed, done)
 
     # What validation chooses.
 
@@ -319,32 +321,46 @@ class Plan:
 
     # How the best λ moves when something else does.
 
-    def _shifted(self, done: Done) -> Iterator[Step]:
+    def _shifted(self, seed: int, done: Done) -> Iterator[Step]:
         """The grid of λ on training rewards with noise added, and with fewer users, judged on the same validation."""
         for kind, amount in SHIFTS:
-            data = self.shift_data(kind, amount)
+            if (data := self._shift_data(kind, amount, seed)) is not None:
+                yield data
             for point in self.sweep(done):
-                if data is None:
-                    yield self.trial("exp_rsft", point, self.shift_epochs, done)
-                else:
-                    yield data
-                    yield self.shifted(kind, amount, point, data)
+                run = self.shifted(kind, amount, point, seed, done)
+                yield run
+                if (judged := self.shift_judged(kind, amount, point, seed, done)) is not run:
+                    yield judged
 
     @property
     def shift_epochs(self) -> int:
         """Epochs of a run with shifted data: those of the rung before the last."""
         return self.rungs[max(0, len(self.rungs) - 2)].epochs
 
-    def shift_data(self, kind: str, amount: float) -> Step | None:
+    def _shift_data(self, kind: str, amount: float, seed: int) -> Step | None:
         """The data set of a shift; None for the one without a change."""
         if amount == SHIFTS_FROM[kind]:
             return None
         change = {"name": "noisy", "sd": amount} if kind == "noise" else {"name": "thinned", "share": amount}
-        seed = self.seeds[0]
         return self.make.derivation(f"seed-{seed}/data/{kind}-{amount:g}", change, seed, "select")
 
-    def shifted(self, kind: str, amount: float, point: Point, data: Step) -> Step:
-        """One λ on the data of a shift, also where little of the data counts: that λ should lose, not be missing."""
-        name = f"shifts/{kind}-{amount:g}/{point.name}"
+    def shifted(self, kind: str, amount: float, point: Point, seed: int, done: Done) -> Step:
+        """One λ on the data of a shift, also where little of the data counts: that λ should lose, not be missing.
+
+        All seeds start from the policy that trials start from, as no other is trained on what comes before validation.
+        """
+        data = self._shift_data(kind, amount, seed)
+        if data is None and seed == self.seeds[0]:
+            return self.trial("exp_rsft", point, self.shift_epochs, done)
+        name = f"shifts/{AS_LOGGED if data is None else f'{kind}-{amount:g}'}/{point.name}"
         point = Point({**point.algorithm, "allow_low_ess": True}, point.factor)
-        return self.make.post("select", self.seeds[0], name, point, self.shift_epochs, self.pretraining(), data=data)
+        return self.make.post("select", seed, name, point, self.shift_epochs, self.pretraining(), data=data)
+
+    def shift_judged(self, kind: str, amount: float, point: Point, seed: int, done: Done) -> Step:
+        """The step that says how good that λ is for *all* users' validation: the run, or where it had fewer of them, an
+        evaluation of its best epoch."""
+        run = self.shifted(kind, amount, point, seed, done)
+        if kind == "noise" or amount == SHIFTS_FROM[kind]:
+            return run
+        key = f"seed-{seed}/select/shifts/{kind}-{amount:g}/all_users/{point.name}"
+        return self.make.evaluation(key, "validation", run, "exp_rsft", further=False)

@@ -8,6 +8,7 @@ from typing import Any
 
 from retilt import storage
 from retilt.algorithms import temperatures as grids
+from retilt.config import plain
 from retilt.config.tune import TuneConfig
 from retilt.data.dataset import Dataset
 from retilt.evaluation import drift, noise
@@ -29,21 +30,18 @@ class Proposal:
     source: str
     temperatures: list[float]
     """Ascending; none trains like another."""
+    rates: list[float]
+    """Learning rates that are tried with each."""
     points: list[dict[str, float]]
     """``temperature`` and ``ess``; empty where the weights are not of the logged reward alone."""
     merged: list[dict[str, float]] = field(default_factory=list)
     note: str | None = None
     noise: Mapping[str, Any] | None = None
     drift: Mapping[str, Any] | None = None
-    rate: float | None = None
-    """The learning rate of the earlier choice, where it is taken as it is."""
     searched: Snapshot | None = None
     """Of the data on which λ was last searched, where those are not today's."""
-
-    @property
-    def settled(self) -> bool:
-        """Whether there is nothing to search: the earlier choice stands."""
-        return self.rate is not None
+    settled: bool = False
+    """Whether there is nothing to search: the earlier choice stands."""
 
     def describe(self) -> list[str]:
         """What will be tried, in lines."""
@@ -68,7 +66,7 @@ def propose(config: TuneConfig, data: Dataset, rewards: Mapping[str, Any]) -> Pr
     """The grid of a search.
 
     Raises:
-        InputError: all rewards are equal, or ``previous`` holds no search of λ in this unit.
+        InputError: all rewards are equal, or ``previous`` holds no search of λ, or one that chose by something else.
     """
     found = _noise(config, data)
     if config.previous is not None:
@@ -86,7 +84,12 @@ def _fresh(
     else:
         assert isinstance(config.temperatures, list)
         wanted, source = config.temperatures, "as given"
-    return Proposal(source, *_apart(config, wanted, rewards), note, found, drifted)
+    kept, points, merged = _apart(config, wanted, rewards)
+    return Proposal(source, kept, _rates(config, config.learning_rate), points, merged, note, found, drifted)
+
+
+def _rates(config: TuneConfig, usual: float) -> list[float]:
+    return config.learning_rates or [usual]
 
 
 def _after(config: TuneConfig, data: Dataset, rewards: Mapping[str, Any], found: Mapping[str, Any]) -> Proposal:
@@ -96,6 +99,11 @@ def _after(config: TuneConfig, data: Dataset, rewards: Mapping[str, Any], found:
         if not storage.exists(storage.join(place, name)):
             raise InputError(f"previous = {place}: no finished search there ({name} is missing); leave previous out")
     found_there, facts = (storage.read_json(storage.join(place, name)) for name in (SEARCH, FACTS))
+    if differing := [name for name, each in _chosen_for(config).items() if facts["chosen_for"].get(name) != each]:
+        theirs = ", ".join(f"{name} = {facts['chosen_for'].get(name)}" for name in differing)
+        raise InputError(
+            f"previous = {place}: λ was chosen there for something else ({theirs}); leave previous out, or search alike"
+        )
     chosen, searched = found_there["choice"], Snapshot(**facts["searched"])
     temperature, rate = float(chosen["temperature"]), float(chosen["learning_rate"])
     drifted = {"previous": place, **drift.compare(searched, snapshot(data), temperature)}
@@ -103,9 +111,22 @@ def _after(config: TuneConfig, data: Dataset, rewards: Mapping[str, Any], found:
         return _fresh(config, rewards, found, drifted)
     if drifted["level"] == "little":
         wanted = [float(f"{each:.3g}") for each in (temperature / AROUND, temperature, temperature * AROUND)]
-        return Proposal("around the previous choice", *_apart(config, wanted, rewards), None, found, drifted)
+        kept, points, merged = _apart(config, wanted, rewards)
+        return Proposal(
+            "around the previous choice", kept, _rates(config, rate), points, merged, None, found, drifted
+        )  # fmt: skip
     points = grids.points([temperature], rewards) if config.plain_weights else []
-    return Proposal("of the previous choice", [temperature], points, [], None, found, drifted, rate, searched)
+    return Proposal(
+        "of the previous choice", [temperature], [rate], points, [], None, found, drifted, searched, settled=True
+    )  # fmt: skip
+
+
+def _chosen_for(config: TuneConfig) -> dict[str, Any]:
+    """What a λ was chosen by, and what it is the λ of: of another metric or other weights it says nothing."""
+    named = {"selection_metric": config.selection_metric, "min_reward": config.min_reward}
+    return named | {
+        f"algorithm.{name}": each for name, each in plain(config.algorithm).items() if name != "temperature"
+    }
 
 
 def _apart(
@@ -136,6 +157,7 @@ def snapshot(data: Dataset) -> Snapshot:
     return Snapshot(data.users, data.items, data.events, data.statistics("select"))
 
 
-def facts(proposal: Proposal, data: Dataset, identity: str) -> dict[str, Any]:
+def facts(config: TuneConfig, proposal: Proposal, data: Dataset, identity: str) -> dict[str, Any]:
     """``FACTS``. A search that took an earlier choice hands on what that was made on: drift adds up, night by night."""
-    return {"identity": identity, "searched": asdict(proposal.searched or snapshot(data))}
+    searched = asdict(proposal.searched or snapshot(data))
+    return {"identity": identity, "searched": searched, "chosen_for": _chosen_for(config)}

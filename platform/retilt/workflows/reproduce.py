@@ -31,6 +31,8 @@ from retilt.workflows.scheduling import Schedule, work_through
 from retilt.workflows.steps import Evaluating, Outcome, Step
 
 CLAIM = "reproduction.json"
+WORLDS = 20
+"""Fewest of the theory's map of who wins."""
 FEWEST_SEEDS = 3
 """With fewer an interval over seeds says little: the half-width of two is 6.4 times their difference."""
 WRITE_SECONDS = 60.0
@@ -68,7 +70,8 @@ def run(config: ReproduceConfig, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _theory(config: ReproduceConfig) -> dict[str, Any]:
-    found = theory.run(config.output, config.seed_list[0])
+    with lease.hold(config.output):
+        found = theory.run(config.output, config.seed_list[0], seeds=max(WORLDS, len(config.seed_list)))
     for name in (theory.REPORT, theory.RESULTS, theory.PLOT):
         say(storage.join(config.output, name))
     return found
@@ -116,6 +119,11 @@ class Rarely:
 
 def _plan(config: ReproduceConfig, data: Dataset) -> Plan:
     preset, rewards = PRESETS[config.preset], data.statistics("select")
+    if rewards["reward_min"] == rewards["reward_max"]:
+        raise InputError(
+            f"{data.uri}: every training event has the reward {rewards['reward_max']:g}, so there is nothing to learn "
+            "from rewards; give a data set whose rewards differ"
+        )
     high = _quantile(rewards, HIGH) if preset.min_reward is None else preset.min_reward
     low = _quantile(rewards, LOW) if preset.low_reward is None else preset.low_reward
     return Plan(Maker(config, preset, data.uri, high, low), rewards)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +14,7 @@ from retilt.data import derive
 from retilt.data.dataset import Dataset
 from retilt.evaluation import lists, tallies
 from retilt.training import audit, checkpoint, loop, planning, predicted
+from retilt.training.log import logged
 from retilt.training.parallel import choose_device
 from retilt.training.planning import Sizes
 from retilt.training.run import RESULT, at_least_begun, check_output, find_reward_model, finished, plan_run
@@ -51,7 +51,9 @@ def look(step: Step) -> tuple[bool, Outcome]:
         return storage.exists(storage.join(what.output, AUDIT)), None
     if isinstance(what, Evaluating):
         place = storage.join(what.config.output, MEASURED)
-        return (True, Measured(storage.read_json(place)["ndcg@10"])) if storage.exists(place) else (False, None)
+        measured = storage.read_json(place) if storage.exists(place) else {}
+        # Of another identity: arms added later may have brought reward models, which score what is there too.
+        return (True, Measured(measured["ndcg@10"])) if measured.get("of") == what.identity else (False, None)
     if not storage.exists(storage.join(what.config.output, RESULT)):
         return False, None
     planned = plan_run(what.config)
@@ -100,8 +102,7 @@ def _train(what: Training, lane: Lane, lanes: int) -> Trained:
 
 def _trained(config: TrainConfig, result: dict[str, Any]) -> Trained:
     """A run's epochs from its log, which is whole once there is a result."""
-    lines = storage.read_bytes(storage.join(config.output, "metrics.jsonl")).decode().splitlines()
-    records = [record for line in lines if "seconds" in (record := json.loads(line))]
+    records = logged(config.output)
     if len(records) < config.epochs:
         raise InputError(f"{config.output}: metrics.jsonl has {len(records)} of {config.epochs} epochs; delete the run")
     return Trained(tuple(records), result["weights"])
@@ -136,10 +137,17 @@ def _predict(what: Predicting, lane: Lane) -> None:
 
 
 def _evaluate(what: Evaluating, lane: Lane) -> Measured:
+    (run,) = what.config.policies.values()
+    if (epochs := storage.read_json(storage.join(run, RESULT))["epochs"]) != what.epochs:
+        raise InputError(
+            f"{run} has gone on to {epochs} epochs, and its policy after {what.epochs} is to be evaluated: delete the "
+            "run, so that it is repeated"
+        )
     planned = evaluate.plan(what.config)
     arguments = {**planned.arguments, "high_only": what.high_only}
     found: Mapping[str, Found] = lane.call(work, arguments, checkpoints=False)
     config = what.config
+    storage.delete(config.output)  # of another identity: all of it gives way to this
     group = "all" if config.min_reward is None else "high_reward"
     values, recommended = {}, {}
     for name in what.wanted:
@@ -150,5 +158,6 @@ def _evaluate(what: Evaluating, lane: Lane) -> Measured:
         values[name] = float(ranks.means(group)["ndcg@10"] or 0.0)
         if further.lists is not None:
             recommended[name] = lists.summary(further.lists)
-    storage.write_json(storage.join(config.output, MEASURED), {"ndcg@10": values, "lists": recommended})
+    measured = {"of": what.identity, "ndcg@10": values, "lists": recommended}
+    storage.write_json(storage.join(config.output, MEASURED), measured)
     return Measured(values)

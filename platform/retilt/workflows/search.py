@@ -23,7 +23,7 @@ from retilt.evaluation.groups import headline
 from retilt.evaluation.search import report
 from retilt.evaluation.statistics import Tally
 from retilt.settings import identity_hash
-from retilt.training import planning
+from retilt.training import checkpoint, planning
 from retilt.training.parallel import choose_device
 from retilt.training.planning import Sizes
 from retilt.training.run import plan_run
@@ -51,7 +51,9 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
     data = Dataset.open(config.dataset)
     rewards = data.statistics("select")
     Histogram.of(rewards)  # refuses rewards that are all equal
-    identity = identity_hash(config, dataset=data.fingerprint)
+    assert config.initial is not None
+    policy = checkpoint.fingerprint(checkpoint.find(config.initial))
+    identity = identity_hash(config, dataset=data.fingerprint, initial=policy)
     _require_ours(config.output, identity)
     minimum = _quartile(rewards) if config.min_reward is None else config.min_reward
     proposal = propose(config, data, rewards)
@@ -66,7 +68,7 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
         # Before anything is written: refuses a grid of which not even one trial could ever have room.
         room = most(config.worker_range[0], config.threads, config.device)
         with lease.hold(config.output):
-            storage.write_json(storage.join(config.output, FACTS), facts(proposal, data, identity))
+            storage.write_json(storage.join(config.output, FACTS), facts(config, proposal, data, identity))
             return search.run(min(room, config.concurrency or room))
 
 
@@ -85,8 +87,8 @@ def _require_ours(output: str, identity: str) -> None:
     place = storage.join(output, FACTS)
     if storage.exists(place) and storage.read_json(place).get("identity") != identity:
         raise InputError(
-            f"{output} holds a search with other settings or data; choose another output (λ, learning rates and their "
-            "number may be added to a search)"
+            f"{output} holds a search with other settings, other data or another initial policy; choose another output "
+            "(λ and learning rates may be added to a search)"
         )
 
 
@@ -100,8 +102,7 @@ class Search:
 
     def __init__(self, config: TuneConfig, data: Dataset, proposal: Proposal, make: Maker) -> None:
         self.config, self.data, self.proposal = config, data, proposal
-        rates = config.learning_rates or [config.learning_rate]
-        self.trials = grid(proposal.temperatures, rates if proposal.rate is None else [proposal.rate])
+        self.trials = grid(proposal.temperatures, proposal.rates)
         if proposal.settled:
             self.trials = [each for each in self.trials if each.method == "exp_rsft"]
         self.lambdas = [each for each in self.trials if each.method == "exp_rsft"]
@@ -151,16 +152,24 @@ class Search:
         for number, epochs in enumerate(self.lengths):
             alive = self._rung(epochs, survivors(alive, self._score) if number else alive)
             self._require_targets(alive)
-        candidates = [each for each in alive if each.method == "exp_rsft"]
-        decided = self._choose(candidates) if self.lengths else None
-        chosen = self._named(decided.chosen) if decided else self.lambdas[0]
-        if not self._rung(self.config.epochs, [chosen]):
-            raise TrainingError(f"{chosen.name}, which was chosen, could not be trained on: {self.failures[chosen]}")
+        decided, chosen = self._trained_on([each for each in alive if each.method == "exp_rsft"])
         found = Findings(self, chosen, decided, shlex.join(["python", *sys.argv])).build()
         report.write(self.config.output, found)
         for line in report.summary(found):
             say(line)
         return found
+
+    def _trained_on(self, candidates: list[Trial]) -> tuple[Choice | None, Trial]:
+        """The choice, and the chosen trial with all its epochs; where it fails on the way, the next choice."""
+        while True:
+            decided = self._choose(candidates) if self.lengths else None
+            chosen = self._named(decided.chosen) if decided else self.lambdas[0]
+            if self._rung(self.config.epochs, [chosen]):
+                return decided, chosen
+            say(f"{chosen.name}, which was chosen, could not be trained on: {self.failures[chosen]}")
+            candidates = [each for each in candidates if each is not chosen]
+            if not self.lengths:
+                self._choose(candidates)  # there is no other: says why
 
     def _choose(self, candidates: Sequence[Trial]) -> Choice:
         if not candidates:

@@ -30,6 +30,10 @@ class Evaluating:
     """Names of those that are asked about: a tilt needs its policy, but not what is true of it."""
     high_only: bool
     """Only targets of the headline group are ranked, for a choice by their NDCG@10, and no tallies are kept."""
+    epochs: int
+    """That the run of the policy has."""
+    identity: str
+    """Of what is measured of what: with other reward models, or after other epochs, it is not done yet."""
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,12 @@ def first_epochs(search: str, lambdas: int, epochs: int) -> list[int]:
 def survivors(trials: Sequence[Trial], score: Callable[[Trial], float]) -> list[Trial]:
     """Of the first rung's trials the better third of the λ, and the better one each of BC and top-rated, in order.
 
-    ``score``: the value of a trial, −∞ of one that failed. Of equal ones those go on that come first.
+    ``score``: the value of a trial, −∞ of one that failed. Of equal ones the larger λ goes on, then what comes first.
     """
     alive = [each for each in trials if score(each) > float("-inf")]
 
     def better(some: Sequence[Trial], number: int) -> list[Trial]:
-        return sorted(some, key=lambda each: -score(each))[:number]
+        return sorted(some, key=lambda each: (-score(each), -(each.temperature or 0.0)))[:number]
 
     lambdas = [each for each in alive if each.method == "exp_rsft"]
     kept = better(lambdas, -(-len(lambdas) // ETA))

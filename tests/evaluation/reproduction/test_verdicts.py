@@ -209,8 +209,9 @@ def shifted(quiet: list[float], noisy: list[float]) -> dict[str, Any]:
         ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0], "held"),
         ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25], "did not hold"),
         ([0.5, 0.5], [0.5, 0.5], "not distinguishable"),
-        ([0.5], [1.0], "held"),
-        ([0.5], [0.25], "did not hold"),
+        # One seed has no interval, and of a few λ one will move by chance.
+        ([0.5], [1.0], "not distinguishable"),
+        ([0.5], [0.25], "not distinguishable"),
     ],
 )
 def test_noise_moves_the_best_temperature(quiet, noisy, expected) -> None:

@@ -154,6 +154,16 @@ def test_doubts_about_bc(standing: str, said: str) -> None:
     assert any(each.startswith(f"warning: {said}") for each in report.summary(found))
 
 
+def test_another_than_the_chosen_one_may_be_better_than_bc() -> None:
+    """The rule takes the largest λ near the best: that it cannot be told from BC is not said of the others."""
+    found = small()
+    better = next(each["name"] for each in found["trials"] if each["method"] == "exp_rsft")
+    found["choice"]["versus"]["bc"] |= {"standing": "no difference", "better": [better]}
+    said = [each for each in words.warnings(found) if "told from" in each and "BC continued" in each]
+    assert len(said) == 1
+    assert said[0].startswith("The chosen λ, the largest near the best, cannot be told from BC continued; better than")
+
+
 def test_a_choice_at_the_edge_of_the_grid_is_said_to_be_one() -> None:
     found = search()
     found["choice"]["temperature"] = 3.6

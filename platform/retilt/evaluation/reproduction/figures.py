@@ -6,11 +6,8 @@ otherwise.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from retilt.evaluation.gains import IN_WORDS
 from retilt.evaluation.groups import WITHIN
@@ -72,24 +69,18 @@ def courses(results: Results) -> bytes | None:
     for axes, key in zip(panels, shown, strict=True):
         for arm in arms:
             if course := _course(found[arm]["curve"], key):
-                epochs = list(course)
-                low, mean, high = zip(*((min(v), float(np.mean(v)), max(v)) for v in course.values()), strict=True)
                 dash = "--" if method(arm).dashed else "-"
-                axes.fill_between(epochs, low, high, color=method(arm).colour, alpha=0.15, linewidth=0)
-                axes.plot(epochs, mean, dash, label=title(arm), linewidth=1.6, **drawing.style(arm, 5))
+                axes.plot(*course, dash, label=title(arm), linewidth=1.6, **drawing.style(arm, 5))
         drawing.plain(axes, "epoch of post-training", COURSES[key])
         axes.xaxis.get_major_locator().set_params(integer=True)
     drawing.legend(figure, panels[0])
     return drawing.png(figure)
 
 
-def _course(curve: Sequence[Mapping[str, Any]], key: str) -> dict[int, list[float]]:
-    """Epoch → the seeds' values of one quantity."""
-    found = defaultdict(list)
-    for point in curve:
-        if point.get(key) is not None:
-            found[point["epoch"]].append(point[key])
-    return dict(sorted(found.items()))
+def _course(curve: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]] | None:
+    """Epochs and the values of one quantity after them; None where it was not followed."""
+    known = [point for point in curve if point.get(key) is not None]
+    return ([point["epoch"] for point in known], [point[key] for point in known]) if known else None
 
 
 def sweep(results: Results) -> bytes | None:

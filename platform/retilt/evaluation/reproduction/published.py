@@ -101,8 +101,7 @@ INCONSISTENCIES = (
     "Netflix its MAE is 1.916 and the item mean's 2.442.",
     "The evolution of the metrics over epochs, and the λ sweep for the metrics other than NDCG@10, are referred to "
     "sections of the appendix that do not exist: “all five evaluation metrics” is not shown.",
-    "A result on recovering the best k items is announced and absent, by this project's notes on the paper; the stored "
-    "text has neither.",
+    "Section 3.2 announces “an instance-dependent top-k recoverability guarantee under noisy rewards”; there is none.",
     "Theorem 4.4 bounds a loss, whereas section 6 reads it as a prediction of an inverted U: a bound that loosens as λ "
     "falls does not say that the policy gets worse.",
 )

@@ -19,7 +19,7 @@
                     "curve": [{"epoch": e, "seed": s, METRIC: x, "avg_reward": x, "kl": x, "entropy": x}]}},
      "primary": [{"against": ARM, **COMPARISON, "p_holm": x}],
      "lambda": [{"temperature": λ, "ess": ESS/n, "chosen": bool, "best": {METRIC: SWEPT}, "last": {METRIC: SWEPT}}],
-     "shifts": [{"kind": "noise" | "thinned", "amount": SD of the noise added | share of events kept,
+     "shifts": [{"kind": "noise" | "thinned", "amount": SD of the noise added | share of users kept,
                  "chosen": {"0": λ of seed 0, …}, "grid": [[λ, NDCG@10], …]}],
      "alarms": [{"arm", "seed", "epoch", "kind": "hacking" | "collapse", "evidence": str}],
      "not_run": [{"what": str, "why": str}],
@@ -38,9 +38,10 @@ of ``evaluation.metrics``. GROUP: those of the tally, so ``high_reward``, ``all`
 conclusions are about: targets rated ≥ 4.5, or those of high-return trajectories (``high_return``). ARM: see
 ``views.methods``. PREDICTOR: ``reward_model`` (the paper's), ``strong``, ``user_mean``, ``item_mean``, ``global_mean``,
 ``user_item_bias``, ``user_item_bias_so_far``.
-``shifts`` holds the undisturbed run of each kind too (noise 0, share 1). Epoch 0 of a curve is
-the BC policy that post-training starts from; its ``avg_reward`` is by the training reward model, and all of it on
-validation data. ``learning_rate_factor`` may stand for ``learning_rate``: a multiple of what pretraining used.
+``shifts`` holds the undisturbed run of each kind too (noise 0, share 1). Epoch 0 of a curve is the BC policy that
+post-training starts from; ``avg_reward`` is by the training reward model, for the arms that learn from one, and a curve
+is on validation data, of the run that was chosen there. ``learning_rate_factor`` may stand for ``learning_rate``: a
+multiple of what pretraining used.
 Undefined numbers are null, never NaN.
 """
 

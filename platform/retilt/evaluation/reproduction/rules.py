@@ -209,7 +209,7 @@ def _sweep(results: Results, which: str) -> tuple[list[Mapping[str, Any]], Mappi
 def noise_raises_lambda(results: Results) -> Finding:
     """Held if the best λ is larger with the most noise than with none: t-interval over seeds of the change in log2 λ.
 
-    With one seed the sign of the change decides.
+    With one seed there is no interval, and nothing is shown.
     """
     runs = sorted((each for each in results.get("shifts", []) if each["kind"] == "noise"), key=lambda e: e["amount"])
     if len(runs) < 2 or runs[0]["amount"] != 0:
@@ -217,7 +217,7 @@ def noise_raises_lambda(results: Results) -> Finding:
     first, last = runs[0]["chosen"], runs[-1]["chosen"]
     seeds = [seed for seed in first if seed in last]
     steps = [math.log2(last[seed] / first[seed]) for seed in seeds]
-    low, high = student.interval(steps) if len(steps) > 1 else (steps[0], steps[0])
+    low, high = student.interval(steps) if len(steps) > 1 else (None, None)
     told = [", ".join(f"{each['chosen'][seed]:g}" for seed in seeds) for each in runs]
     evidence = "; ".join(f"noise SD {each['amount']:g}: λ = {what}" for each, what in zip(runs, told, strict=True))
     if low is None or high is None or low <= 0 <= high:

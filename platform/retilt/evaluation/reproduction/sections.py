@@ -98,7 +98,8 @@ def _warnings(results: Results) -> list[str]:
 
 def _verdicts(results: Results) -> list[Block]:
     rules = [f"{each['claim']} ({each['where']}): {each['rule']}." for each in results["verdicts"]]
-    return [tables.verdicts(results), "The rules were fixed before anything was run:", Bullets(rules)]
+    fixed = "The rules were fixed before anything was run; since then one was made stricter (noise_raises_lambda needs "
+    return [tables.verdicts(results), f"{fixed}several seeds):", Bullets(rules)]
 
 
 def _data(results: Results) -> list[Block]:
@@ -148,9 +149,8 @@ def _methods(results: Results) -> list[Block]:
 
 def _courses(results: Results) -> list[Block]:
     caption = (
-        "Figure 2: the true metric, the score that the training reward model gives, and the KL to BC, by epoch, on "
-        "validation data and without the controls. Lines are means over seeds, bands reach from the smallest seed to "
-        "the largest; epoch 0 is BC."
+        "Figure 2: the true metric and, of methods that learn from a reward model, the score that it gives and the KL "
+        "to BC, by epoch: of the run that validation chose, on validation data, without the controls. Epoch 0 is BC."
     )
     return shown("courses", caption, figures.courses(results)) or [NOT_RUN]
 
@@ -182,8 +182,9 @@ def _gains(results: Results) -> list[Block]:
     blocks += told(tables.groups(results), f"NDCG@10 minus that of {other}, 95% intervals over users:")
     blocks += told(
         tables.recommended(results),
-        "What is recommended; hits on targets of low reward, which should fall; and how often a user's held-out item "
-        "of high reward is preferred to one of low reward:",
+        f"What is recommended (by the policies of seed {results['protocol']['seeds'][0]}); hits on targets of low "
+        "reward, which should fall; and how often a user's held-out item of high reward is preferred to one of low "
+        "reward:",
     )
     return blocks or [NOT_RUN]
 

@@ -254,14 +254,14 @@ def recommended(results: Results) -> Table | None:
 
 
 def shifts(results: Results) -> Table | None:
-    """How the best λ moves with noise in the rewards and with fewer events."""
+    """How the best λ moves with noise in the rewards and with fewer users."""
     rows = []
-    names = {"noise": "noise of SD {:g} added", "thinned": "{:.0%} of the events kept"}
+    names = {"noise": "noise of SD {:g} added", "thinned": "{:.0%} of the users kept"}
     for each in results.get("shifts", []):
         chosen = ", ".join(f"{value:g}" for value in each["chosen"].values())
         curve = ", ".join(f"{temperature:g}: {number(value)}" for temperature, value in each["grid"])
         rows.append([names[each["kind"]].format(each["amount"]), chosen, curve])
-    return Table(["Training data", "Best λ of each seed", "NDCG@10 by λ"], rows) if rows else None
+    return Table(["Training data", "Best λ of each seed", "NDCG@10 by λ, mean over seeds"], rows) if rows else None
 
 
 def papers(results: Results) -> Table | None:

@@ -98,6 +98,9 @@ def _choice(search: Search) -> list[Block]:
     else:
         deciding = protocol.get("deciding_epochs")
         after = "" if deciding is None else f" after {words.epochs(deciding)}"
+        rungs = [each["epochs"] for each in protocol.get("rungs") or []]
+        if deciding in rungs and rungs.index(deciding):
+            after += f" and among the better third of the λ after {words.epochs(rungs[rungs.index(deciding) - 1])}"
         rule = (
             f"Rule: by {by}{after}, the largest λ whose paired deficit to the best is at most one standard error of "
             "that difference. A larger λ stays nearer to what was logged and trusts the reward less. BC continued "
@@ -141,8 +144,8 @@ def _grid(search: Search) -> list[Block]:
         blocks.append(f"Trials ({part(search, 'protocol').get('search', 'search')}): {told_of}.")
     blocks += told(tables.points(search), "Effective sample size of the weights exp(r/λ), from the rewards alone:")
     merged = [
-        f"λ = {each['temperature']:g} was merged with λ = {each['kept']:g}: their weights leave nearly the same "
-        f"effective sample size (ESS/n {each['ess']:.3f} and {each['kept_ess']:.3f})."
+        f"λ = {each['temperature']:g} was merged with λ = {each['kept']:g}: they divide the weight among the events "
+        f"alike (ESS/n {each['ess']:.3f} and {each['kept_ess']:.3f})."
         for each in grid.get("merged") or []
     ]
     return blocks + ([Bullets(merged)] if merged else []) or [NOT_RUN]

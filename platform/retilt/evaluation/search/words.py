@@ -82,17 +82,27 @@ def warnings(search: Search) -> Iterator[str]:
 def _not_told(search: Search) -> Iterator[str]:
     versus = part(part(search, "choice"), "versus")
     found = {name: versus[name].get("standing") for name in COMPARED if versus.get(name)}
-    same = [called(name) for name, standing in found.items() if standing in ("no difference", None)]
-    if same:
+    same = [name for name, standing in found.items() if standing in ("no difference", None)]
+    if none := [called(name) for name in same if not versus[name].get("better")]:
         yield (
-            f"No λ can be told from {' or '.join(same)}: the paired 95% interval of the chosen one's difference "
-            "contains 0. What is gained by it may be chance."
+            f"No λ can be told from {' or '.join(none)}: the paired 95% intervals of all differences contain 0, or lie "
+            "below it. What is gained by the chosen one may be chance."
         )
+    for name in same:
+        if better := versus[name].get("better"):
+            yield (
+                f"The chosen λ, the largest near the best, cannot be told from {called(name)}; better than that are "
+                f"{', '.join(_lambda(search, each) for each in better)}."
+            )
     if few := [called(name) for name, standing in found.items() if standing == "too few users"]:
         yield f"No λ can be told from {' or '.join(few)}: there are too few validation users for an interval."
     for name, standing in found.items():
         if standing == "worse":
             yield f"The chosen λ is worse than {called(name)}, which is the better policy by this metric."
+
+
+def _lambda(search: Search, name: str) -> str:
+    return next(settings(each) for each in trials(search) if each["name"] == name)
 
 
 def _at_an_edge(search: Search) -> Iterator[str]:
