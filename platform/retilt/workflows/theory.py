@@ -37,7 +37,7 @@ class Scale:
     grid: Grid = field(default_factory=Grid)
 
 
-def run(output: str, seed: int, seeds: int, scale: Scale | None = None) -> dict[str, Any]:
+def run(output: str, seed: int = 0, seeds: int = 20, scale: Scale | None = None) -> dict[str, Any]:
     """Do the experiment and write theory.json, theory.md and theory.png into the folder ``output``, the first last.
 
     Args:
