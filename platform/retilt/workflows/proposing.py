@@ -99,8 +99,9 @@ def _after(config: TuneConfig, data: Dataset, rewards: Mapping[str, Any], found:
         if not storage.exists(storage.join(place, name)):
             raise InputError(f"previous = {place}: no finished search there ({name} is missing); leave previous out")
     found_there, facts = (storage.read_json(storage.join(place, name)) for name in (SEARCH, FACTS))
-    if differing := [name for name, each in _chosen_for(config).items() if facts["chosen_for"].get(name) != each]:
-        theirs = ", ".join(f"{name} = {facts['chosen_for'].get(name)}" for name in differing)
+    chosen_for = facts.get("chosen_for", {})  # absent from what an older version wrote
+    if differing := [name for name, each in _chosen_for(config).items() if chosen_for.get(name, "not said") != each]:
+        theirs = ", ".join(f"{name} = {chosen_for.get(name, 'not said')}" for name in differing)
         raise InputError(
             f"previous = {place}: λ was chosen there for something else ({theirs}); leave previous out, or search alike"
         )
