@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import doctest
+import importlib
 import json
 import shutil
 import subprocess
@@ -69,6 +71,14 @@ def test_a_heavy_dependency_has_one_door(name):
 
 def test_no_module_is_named_after_nothing():
     assert [path for path in MODULES if path.stem in ("utils", "util", "helpers", "common", "manager", "misc")] == []
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if ">>> " in path.read_text()], ids=lambda path: path.stem)
+def test_the_examples_of_docstrings_are_true(path):
+    module = importlib.import_module(path.relative_to(PACKAGE.parent).with_suffix("").as_posix().replace("/", "."))
+    failed, tried = doctest.testmod(module)
+    assert tried
+    assert not failed
 
 
 def test_modules_are_small_enough_to_read():

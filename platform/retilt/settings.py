@@ -88,16 +88,17 @@ def _union_keys(union: list[type[BaseModel]], prefix: str) -> list[Key]:
             if key.name == f"{prefix}name":
                 continue
             for place, known in enumerate(found):
-                if (known.name, known.field.description, known.allowed) == (
-                    key.name,
-                    key.field.description,
-                    key.allowed,
-                ):
+                if _told(known) == _told(key):
                     found[place] = known._replace(owners=(*known.owners, owner))
                     break
             else:
                 found.append(key._replace(owners=(owner,)))
     return [key._replace(owners=()) if len(key.owners) == len(names) else key for key in found]
+
+
+def _told(key: Key) -> tuple[Any, ...]:
+    """What a list of keys says of one."""
+    return key.name, key.field.description, key.allowed, key.field.default
 
 
 def _either(choices: Sequence[str]) -> str:

@@ -20,7 +20,7 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
-from retilt.cluster import failures, resources, stopping, train
+from retilt.cluster import failures, lanes, resources, stopping, train
 from retilt.cluster.display import TrainingDisplay
 from retilt.config import TrainConfig, build
 from retilt.types import Stopped
@@ -112,6 +112,15 @@ def test_the_grace_period_is_rays_in_a_submitted_job(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("RAY_JOB_STOP_WAIT_TIME_S")
     assert stopping.grace(60) == 3
     assert stopping.grace(2) == 2
+
+
+def test_a_lane_has_room_where_each_of_its_workers_has_it_on_one_node():
+    node, small = {"CPU": 3.0, "GPU": 1.0, "memory": 1e9}, {"CPU": 1.0, "memory": 1e9}
+    assert lanes.that_fit([node, node], {"CPU": 2.0}, workers=1) == 2  # three by the sum
+    assert lanes.that_fit([node, node], {"CPU": 2.0}, workers=2) == 1
+    assert lanes.that_fit([node, node, small], {"CPU": 1.0}, workers=2) == 3
+    assert lanes.that_fit([node, node, small], {"CPU": 1.0, "GPU": 1.0}, workers=1) == 2
+    assert lanes.that_fit([], {"CPU": 1.0}, workers=1) == 0
 
 
 def test_sigterm_leaves_the_block_and_the_handler_goes_with_it():

@@ -548,6 +548,30 @@ def test_evaluate(case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd
     assert said in refused("evaluate", argv, place, monkeypatch, capfd)
 
 
+TUNE: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
+    "a policy that knows the validation events": (nothing, [], "trained on validation events of this data set"),
+    "no policy": (nothing, ["initial=none"], "none"),
+    "rewards of a data set that is damaged": (
+        lambda place: (place / "data" / "shards" / "part-00001.parquet").unlink(),
+        [],
+        "shards/part-00001.parquet: listed in manifest.json but absent",
+    ),
+    "output of something else": (files_in_the_evaluation, [], "evaluation holds something else (thesis.tex)"),
+    "output is a file": (file_for_an_evaluation, [], "evaluation"),
+    "unknown key": (nothing, ["temperature=1"], "did you mean 'temperatures'?"),
+}
+
+
+@pytest.mark.parametrize("case", TUNE)
+def test_tune_lambda(
+    case: str, place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    make, keys, said = TUNE[case]
+    make(place)
+    argv = ["dataset=data", "initial=policy", "output=evaluation", "epochs=1", *keys]
+    assert said in refused("tune_lambda", argv, place, monkeypatch, capfd)
+
+
 def test_more_workers_than_the_autoscaler_may_add(
     place: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

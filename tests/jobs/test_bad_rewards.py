@@ -33,6 +33,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 ONLINE = ["dataset=data", "output=out", "initial=bc", "algorithm=dpo"]
 EVALUATE = ["dataset=data", "output=out", "policies={bc: bc}", "exclude_history=none"]
+SEARCH = ["initial=bc", "output=out", "min_reward=3"]
 TILT = ["tilts.rm.policy=bc", "tilts.rm.temperature=1"]
 
 
@@ -50,6 +51,15 @@ TILT = ["tilts.rm.policy=bc", "tilts.rm.temperature=1"]
         ("evaluate", [*EVALUATE, "reward_models={judge: theirs}"], "was trained with another vocabulary (50 items)"),
         ("evaluate", [*EVALUATE, *TILT, "tilts.rm.reward_model=theirs"], "was trained with another vocabulary"),
         ("evaluate", [*EVALUATE, "reward_models={judge: bc}"], "reward_models.judge: "),
+        ("tune_lambda", ["dataset=constant", *SEARCH], "every training event has the reward 3"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "temperatures=[0.5,0]"], "0 is no temperature"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "temperatures=[.nan]"], "is no temperature"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "temperatures=[]"], "the list of temperatures is empty"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "temperatures=[1,1]"], "listed twice"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "selection_metric=map"], "selection_metric = 'map'"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "selection_metric=loss"], "'loss' cannot choose λ"),
+        ("tune_lambda", ["dataset=data", *SEARCH[1:]], "missing key 'initial'"),
+        ("tune_lambda", ["dataset=data", *SEARCH, "previous=bc"], "no finished search there"),
         ("reproduce", ["preset=ml-100k", "output=out", "seeds=0"], "0 seeds: at least 1 is needed"),
         ("reproduce", ["preset=ml-100k", "output=out", "seeds=[]"], "a list of seeds holds different whole numbers"),
     ],

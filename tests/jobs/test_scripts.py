@@ -36,6 +36,8 @@ def run(job: str, argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
         ("posttrain", POSTTRAIN),
         ("train_reward", TRAIN_REWARD),
         ("evaluate", EVALUATE),
+        ("tune_lambda", [*PRETRAIN, "initial=p"]),
+        ("reproduce", ["preset=ml-100k", "output=o"]),
     ],
 )
 def test_print_config(job, argv, monkeypatch, capsys):

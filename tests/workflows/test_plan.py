@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from retilt.config import TrainConfig, build, identity_hash
@@ -13,9 +14,23 @@ from retilt.workflows.making import Maker
 from retilt.workflows.plan import Plan
 from retilt.workflows.presets import PRESETS
 from retilt.workflows.scheduling import Schedule
-from retilt.workflows.steps import Auditing, Evaluating, Failed, Measured, Outcome, Predicting, Step, Trained, Training
+from retilt.workflows.steps import (
+    Auditing,
+    Derived,
+    Deriving,
+    Evaluating,
+    Failed,
+    Measured,
+    Outcome,
+    Predicting,
+    Step,
+    Trained,
+    Training,
+)
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
+SMALLER = {"levels": [[star / 2, 10] for star in range(1, 6)]}
+"""Of every data set that is made: half as far apart."""
 
 
 def plan(**values: Any) -> Plan:
@@ -27,6 +42,8 @@ def result(step: Step) -> Outcome:
     """An outcome in which validation is best after the second epoch, and for exp_rsft at λ = .69."""
     if isinstance(step.what, Evaluating):
         return Measured({name: float(name.endswith("/0.24")) for name in step.what.wanted})
+    if isinstance(step.what, Deriving | Predicting):
+        return Derived(SMALLER)
     if not isinstance(step.what, Training):
         return None
     config = step.what.config
@@ -124,7 +141,14 @@ def test_what_was_chosen_is_what_is_trained_again():
         assert isinstance(made, Predicting)
         assert (made.reward_model, made.policy) == ("/out/seed-0/refit/reward_model", policy)
         control = found[f"seed-0/refit/{arm}@2"].training
-        assert (control.dataset, control.algorithm) == (made.output, run.algorithm)
+        assert control.dataset == made.output
+        # As large an effective sample size as λ = .69 leaves of rewards that are twice as far apart.
+        assert control.algorithm == run.algorithm.model_copy(update={"temperature": 0.345})
+    assert found["seed-0/refit/exp_rsft_permuted@2"].training.algorithm == run.algorithm
+    trajectory = found["seed-0/refit/exp_rsft_trajectory@2"].training.algorithm
+    weights = np.exp(np.random.default_rng(0).standard_normal(1_000_000) / trajectory.temperature)
+    stars = np.exp(np.arange(5) / 0.69)
+    assert weights.mean() ** 2 / (weights**2).mean() == pytest.approx(stars.mean() ** 2 / (stars**2).mean(), rel=0.05)
     ess = found["seed-0/refit/exp_rsft_at_rsft_ess@2"].training.algorithm.temperature
     assert 3 < ess < 5  # ESS/n = .9 on uniform stars
     tilt = found["seed-0/test/tilt_item"].what
@@ -203,6 +227,8 @@ def test_the_presets_pretraining_is_the_run_that_one_would_start_by_hand():
         ({"seeds": []}, "a list of seeds holds different whole numbers"),
         ({"arms": ["exp_rsf"]}, "no arm is called 'exp_rsf'; did you mean 'exp_rsft'"),
         ({"trials": 5}, "trials = 5"),
+        ({"arms": ["exp_rsft_permuted"]}, "exp_rsft_permuted is a control, .* list exp_rsft among the arms"),
+        ({"arms": ["exp_rsft_at_rsft_ess", "exp_rsft"]}, "list rsft among the arms"),
         # The smallest p of four by Holm is 4 · 2/(R + 1).
         ({"replicates": 158}, "replicates = 158: must be at least 200"),
         ({"preset": "ml-10m"}, "did you mean"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from retilt.data.dataset import Dataset
 from retilt.evaluation.reproduction.tables import LISTS
 from retilt.types import InputError, StorageError
 from retilt.workflows import reproduce, theory
+from retilt.workflows.presets import PRESETS
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +92,13 @@ def test_rewards_that_are_all_equal_are_refused_before_anything_starts(tmp_path:
         reproduce.run(config(tmp_path / "out", dataset=same))
 
 
+def test_rewards_of_another_scale_than_the_presets_are_refused(tmp_path: Path) -> None:
+    users = [[(item, reward / 10, time) for item, reward, time in user] for user in small_dataset.sequences(12, 20)]
+    small = small_dataset.write(str(tmp_path / "data"), users, 20, lanes=2, shards=[[6, 6]])
+    with pytest.raises(InputError, match=r"has a reward of 4.5 or more, .* the largest is 0.5. Use preset=watch_time"):
+        reproduce.run(config(tmp_path / "out", dataset=small))
+
+
 @pytest.mark.slow
 def test_arms_that_come_later_bring_reward_models_which_score_what_was_there(
     cluster: None, data: str, tmp_path: Path
@@ -121,6 +130,22 @@ def test_arms_that_come_later_bring_reward_models_which_score_what_was_there(
     # What was tested without the reward models is tested again, what was trained is not.
     log = tmp_path / "seed-0" / "refit" / "exp_rsft" / "metrics.jsonl"
     assert len([line for line in log.read_text().splitlines() if '"seconds"' in line]) == 1
+
+
+@pytest.mark.slow
+def test_watch_time_is_simulated_and_reported_on_the_trajectories_of_a_high_return(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    simulation = {"preset": "watch_time", "users": 150, "items": 100, "events": 6_000}
+    monkeypatch.setitem(PRESETS, "watch_time", replace(PRESETS["watch_time"], simulation=simulation))
+    found = reproduce.run(config(tmp_path, preset="watch_time", arms=["rsft", "exp_rsft"]))
+    assert found["not_run"] == []
+    assert (found["protocol"]["headline"], found["dataset"]["users"]) == ("high_return", 150)
+    for arm in ("bc", "rsft", "exp_rsft"):
+        test = found["arms"][arm]["test"]
+        assert 0 < test["high_return"]["n"] < test["all"]["n"]
+    assert found["arms"]["exp_rsft"]["test"]["high_return"]["ndcg@10"]["versus"]["rsft"]["low"] is not None
+    assert "## Methods (in the layout of Table 6)" in (tmp_path / "report.md").read_text()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, data: str, capsys: pytest.CaptureFixture[str]) -> None:

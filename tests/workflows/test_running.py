@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,9 +14,10 @@ from tests.training.test_loop import Listener, alone, planned
 from retilt import ranks
 from retilt.cluster.lanes import Lane
 from retilt.cluster.rank import Work
+from retilt.config import EvaluateConfig, build
 from retilt.types import InputError
 from retilt.workflows import running
-from retilt.workflows.steps import Predicting, Step, Trained, Training
+from retilt.workflows.steps import Evaluating, Measured, Predicting, Step, Trained, Training
 
 
 def test_draws_from_a_policy_of_a_sampled_softmax_are_refused(data: str, tmp_path: Path) -> None:
@@ -60,3 +62,16 @@ def test_a_run_that_was_killed_on_its_way_further_is_found_and_ends_what_it_has_
     assert running.look(step) == (True, done)
     longer = Step("seed-0/refit/bc@9", Training(planned(data, tmp_path / "bc", epochs=9).config, None))
     assert running.look(longer) == (False, None)
+
+
+def test_a_run_that_has_gone_on_is_not_evaluated_as_what_it_was(data: str, tmp_path: Path) -> None:
+    alone(planned(data, tmp_path / "bc", epochs=2))
+    values = {"dataset": data, "policies": {"bc": str(tmp_path / "bc")}, "output": str(tmp_path / "test")}
+    what = Evaluating(build(EvaluateConfig, values), ("bc",), False, 1, "of one epoch")
+    with pytest.raises(InputError, match=r"bc has gone on to 2 epochs, and its policy after 1 is to be evaluated: del"):
+        running.do(Step("seed-0/select/bc/test", what), cast(Lane, Here()), 1)
+    assert not (tmp_path / "test").exists()
+    done = running.do(Step("seed-0/select/bc/test", replace(what, epochs=2)), cast(Lane, Here()), 1)
+    assert isinstance(done, Measured)
+    assert running.look(Step("seed-0/select/bc/test", replace(what, epochs=2))) == (True, done)
+    assert running.look(Step("seed-0/select/bc/test", replace(what, identity="of other judges"))) == (False, None)

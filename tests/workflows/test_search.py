@@ -15,7 +15,7 @@ import pytest
 import torch
 from tests.data import small_dataset
 from tests.evaluation.reproduction import made_up
-from tests.faults.processes import command, tree
+from tests.faults.processes import command, tree, until
 
 from retilt import storage
 from retilt.cluster import evaluate, session, trial
@@ -24,6 +24,7 @@ from retilt.cluster.rungs import run_rung
 from retilt.config import EvaluateConfig, TrainConfig, build
 from retilt.config.tune import TuneConfig
 from retilt.data.dataset import Dataset
+from retilt.data.split import bounds
 from retilt.evaluation import tallies
 from retilt.evaluation.choice import Candidate, choose, value
 from retilt.evaluation.statistics import Tally
@@ -128,6 +129,32 @@ def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
     assert again["choice"] == choice
     assert "trial(s) to" not in capsys.readouterr().out
 
+    # Nor does it matter what runs beside what.
+    monkeypatch.setattr(search, "Trials", Trials)
+    apart = search.run(config(place, tmp_path / "apart", temperatures=[0.5, 2.0], concurrency=1))
+    assert apart["choice"] == choice
+    told = {"seconds", "curve"}  # how fast it went
+    for ours, theirs in zip(found["trials"], apart["trials"], strict=True):
+        assert {name: each for name, each in ours.items() if name not in told} == {
+            name: each for name, each in theirs.items() if name not in told
+        }
+
+
+@pytest.mark.slow
+def test_a_search_of_learning_rates_too_marks_what_fails_and_ends(cluster: None, place: Path, tmp_path: Path) -> None:
+    one = config(place, tmp_path / "out", temperatures=[0.5], learning_rates=[1e-3, 3e38], numerics={"max_skipped": 1})
+    found = search.run(one)
+    states = {(each["method"], each["learning_rate"]): each for each in found["trials"]}
+    assert set(states) == {
+        (method, rate) for method in ("bc", "exp_rsft", "top_rated", "rsft") for rate in (1e-3, 3e38)
+    }
+    for (_, rate), each in states.items():
+        assert each["state"] == ("done" if rate == 1e-3 else "failed")
+        assert each["reason"] is None if rate == 1e-3 else "not finite" in each["reason"]
+        assert (each["positions"] > 0) == (rate == 1e-3)
+    assert (found["choice"]["temperature"], found["choice"]["learning_rate"]) == (0.5, 1e-3)
+    assert "not finite" in (tmp_path / "out" / "report.md").read_text()
+
 
 @pytest.mark.slow
 def test_sigterm_ends_a_rung_with_checkpoints_and_begins_no_further_trial(
@@ -146,6 +173,7 @@ def test_sigterm_ends_a_rung_with_checkpoints_and_begins_no_further_trial(
     stopped: list[str] = []
     with pytest.raises(Stopped, match="the same command continues"):
         run_rung(tasks, at_once=1, stop_seconds=60, show=show)
+    until(lambda: not any("RayTrainWorker" in command(pid) for pid in tree(os.getpid())), 20, "no worker is left")
     assert began == {tasks[0]["name"]}
     assert checkpoint.committed(tasks[0]["training"]["output"])
     assert trial.measured(tasks[0]["measured"]) is None
@@ -157,6 +185,34 @@ def test_sigterm_ends_a_rung_with_checkpoints_and_begins_no_further_trial(
     for name in (trial.RANKS, trial.EXACT):
         both = [tallies.read(storage.join(task["measured"], name))[0].sums for task in (tasks[0], alone)]
         assert torch.equal(both[0], both[1])
+
+
+def test_what_is_held_out_for_the_test_does_not_touch_a_search(place: Path, tmp_path: Path) -> None:
+    """On data that differ in their test events alone, all is the same to the last bit."""
+    users = small_dataset.sequences(60, 50, longest=30)
+    others = [list(user) for user in users]
+    for user in others:
+        for at in range(bounds(len(user), 2).validation, len(user)):
+            item, reward, time = user[at]
+            user[at] = (50 - item + 1, 6 - reward, time)
+    there = small_dataset.write(str(tmp_path / "data"), others, 50, lanes=2, shards=[[30, 30]])
+    seen: list[tuple[Any, ...]] = []
+    for data in (str(place / "data"), there):
+        output, opened = tmp_path / f"out-{len(seen)}", Dataset.open(data)
+        one = config(place, output, dataset=data)
+        proposal = propose(one, opened, opened.statistics("select"))
+        tallied = []
+        for each in (Trial("exp_rsft", 0.5, 1e-3), Trial("top_rated", None, 1e-3)):
+            task = Maker(one, opened.statistics("select"), 3.0).task(each, 1)
+            training = {**plan_run(build(TrainConfig, task["training"])).task(), "replicates": 200}
+            trial.work({"training": training, "task": task}, Silent())
+            tallied += [
+                tallies.read(storage.join(task["measured"], name))[0].sums for name in (trial.RANKS, trial.EXACT)
+            ]
+        seen.append((opened.fingerprint, proposal, tallied))
+    assert seen[0][0] != seen[1][0]
+    assert seen[0][1] == seen[1][1]
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(seen[0][2], seen[1][2], strict=True))
 
 
 def test_a_trial_without_a_finite_loss_fails_with_its_reason(cluster: None, place: Path, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from retilt.config import build, plain
+import shlex
+
+from retilt.command_line import parse
+from retilt.config import TrainConfig, build, plain
 from retilt.config.tune import TuneConfig
+from retilt.workflows.findings import settings_of
 from retilt.workflows.trials import Maker, Trial, first_epochs, grid, survivors
 
 LEVELS = {"levels": [[1.0, 10], [5.0, 10]], "quantiles": [1.0, 5.0]}
@@ -69,6 +73,20 @@ def test_divergence_is_measured_only_of_trials_that_the_choice_is_made_from() ->
     make = Maker(config, LEVELS, 4.0, exact_from=3)
     trial = Trial("exp_rsft", 0.5, 1e-3)
     assert [make.task(trial, epochs)["exact"] for epochs in (1, 3, 10)] == [False, True, True]
+
+
+def test_the_command_that_is_printed_repeats_the_chosen_run() -> None:
+    values = {
+        "dataset": "d", "initial": "i", "output": "/o", "batch_users": 12, "seed": 3, "dropout": 0.1,
+        "algorithm": {"name": "exp_rsft", "normalize": "batch"}, "numerics": {"max_skipped": 1},
+        "table": "row_wise", "precision": "bf16", "logq": False, "parallel": "fsdp", "memory_per_worker": 2e9,
+    }  # fmt: skip
+    run = Maker(build(TuneConfig, values), LEVELS, 4.0).training(Trial("exp_rsft", 0.12345678, 1e-5), 7)
+    argv = ["dataset=d", "initial=i", "output=/r", "protocol=refit", "algorithm=exp_rsft", "epochs=7"]
+    printed = shlex.split(" ".join(settings_of(run)))
+    again = parse(TrainConfig, [*argv, *printed], prog="", description="").config
+    own = {"output": "/r", "protocol": "refit", "min_reward": again.min_reward, "threads": again.threads}
+    assert plain(again) == plain(run.model_copy(update=own))
 
 
 def test_baselines_follow_the_rewards() -> None:

@@ -238,9 +238,20 @@ def most(workers: int, threads: int | None, device: str) -> int:
 
     Raises InputError where not even one has room.
     """
+    from ray._private.state import available_resources_per_node  # ray's public sum says nothing of nodes
+
     each = place_workers(workers, threads, gpu=parallel.choose_device(device).type == "cuda")
-    free: dict[str, float] = ray.available_resources()  # type: ignore[no-untyped-call]
-    return max(1, int(min(free.get(name, 0) // (workers * needed) for name, needed in each.items())))
+    nodes: dict[str, dict[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return max(1, that_fit(nodes.values(), each, workers))
+
+
+def that_fit(nodes: Iterable[Mapping[str, float]], each: Mapping[str, float], workers: int) -> int:
+    """Lanes of ``workers`` for which there is room: a worker needs ``each`` on one node, a lane may lie on several.
+
+    >>> that_fit([{"CPU": 3.0}, {"CPU": 3.0}], {"CPU": 2.0}, workers=1)
+    2
+    """
+    return sum(min(int(node.get(name, 0) // needed) for name, needed in each.items()) for node in nodes) // workers
 
 
 @contextlib.contextmanager

@@ -85,6 +85,11 @@ class ReproduceConfig(Settings):
         for arm in value or ():
             if arm not in ARMS:
                 raise InputError(f"no arm is called {arm!r}{nearest(arm, ARMS)}; there are {', '.join(ARMS)}")
+            for other in ("exp_rsft", "rsft") if arm == "exp_rsft_at_rsft_ess" else ("exp_rsft",):
+                if arm in CONTROLS and other not in (value or ()):
+                    raise InputError(
+                        f"{arm} is a control, with settings chosen for {other}; list {other} among the arms"
+                    )
         return value
 
     @model_validator(mode="after")

@@ -24,7 +24,8 @@ class TuneConfig(TrainConfig):
     """
 
     output: str = free(..., min_length=1)
-    """URI of the folder of all trials and the report; the same command continues, more λ add to it."""
+    """URI of the folder of all trials and the report; the same command continues. With more λ or rates beside the
+    old ones it trains what is new; only those that the command names are compared."""
     algorithm: AnyAlgorithm = ExpRSFT()
     """exp_rsft and its settings, all but the temperature."""
     temperatures: Literal["auto"] | list[float] = free("auto")

@@ -139,7 +139,8 @@ class Collector:
         return self.plan.trials if arm in TUNED or arm in TILTS else 1
 
     def _point(self, arm: str) -> Point | None:
-        chosen = self.plan.control(arm, self.done) if arm in CONTROLS else self.plan.chosen(arm, self.done)
+        plan, done = self.plan, self.done
+        chosen = plan.control(arm, plan.seeds[0], done) if arm in CONTROLS else plan.chosen(arm, done)
         return None if chosen is None else chosen.point
 
     def _records(self, arm: str) -> Iterator[Record]:

@@ -192,11 +192,11 @@ class Findings:
         )
         yield (
             f"python jobs/posttrain.py dataset={config.dataset} initial=URI_OF_BC_UNDER_REFIT protocol=refit "
-            f"algorithm=exp_rsft {' '.join(_settings(run))} epochs={epochs} output=…"
+            f"algorithm=exp_rsft {' '.join(settings_of(run))} epochs={epochs} output=…"
         )
 
 
-def _settings(run: TrainConfig) -> Iterator[str]:
+def settings_of(run: TrainConfig) -> Iterator[str]:
     """What a run's command line says beside what is another's under refit, as ``key=value``: all but the defaults."""
     places = {"dataset": run.dataset, "initial": run.initial, "output": run.output, "epochs": run.epochs}
     others = {**places, "protocol": run.protocol, "min_reward": run.min_reward, "threads": run.threads}
@@ -217,7 +217,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, An
 def _told(each: Any) -> str:
     if isinstance(each, bool) or each is None:
         return json.dumps(each)
-    return f"{each:g}" if isinstance(each, float) else str(each)
+    return f"{each:.12g}" if isinstance(each, float) else str(each)
 
 
 def _exact(place: str) -> Mapping[str, float | None]:

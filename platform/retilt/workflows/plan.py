@@ -7,6 +7,7 @@ resuming, order and estimates need nothing else. Below the output ``seed-S/selec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ from retilt.algorithms.temperatures import Histogram
 from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, PREDICTED, TILTS, TUNED
 from retilt.workflows import tuning
 from retilt.workflows.making import Maker, Protocol
-from retilt.workflows.steps import Done, Failed, Measured, Step, Trained, best_epoch
+from retilt.workflows.steps import Derived, Done, Failed, Measured, Step, Trained, best_epoch
 from retilt.workflows.tuning import Chosen, Point, Rung
 
 NEVER = float("-inf")
@@ -41,6 +42,8 @@ CHANGED: Mapping[str, Mapping[str, Any]] = {
 """What is done to the training rewards that a control sees."""
 
 
+LEAST_ABOVE = 0.001
+"""How far above the least effective sample size, which only λ → 0 leaves, a control's λ stays."""
 SHIFTS = (("noise", 0.0), ("noise", 1.0), ("noise", 2.0), ("thinned", 1.0), ("thinned", 0.25))
 """How training data are changed to see where the best λ goes: SD of noise on rewards, share of users that are kept."""
 SHIFTS_FROM = {"noise": 0.0, "thinned": 1.0}
@@ -235,10 +238,10 @@ class Plan:
             return
         chosen, data = self.chosen(arm, done), None
         if arm in CONTROLS:
-            chosen = self.control(arm, done)
-            data = None if chosen is None else self._changed(arm, seed, done)
+            data = None if self.chosen("exp_rsft", done) is None else self._changed(arm, seed, done)
             if data is not None:
                 yield data
+            chosen = self.control(arm, seed, done)
         if chosen is not None:
             teacher = self.reward_model("refit", seed, "reward_model", done) if arm in ONLINE else None
             run = self.make.post(
@@ -258,20 +261,36 @@ class Plan:
             return self.make.prediction(key, model, policy, seed, "refit")
         return None
 
-    def control(self, arm: str, done: Done) -> Chosen | None:
-        """exp_rsft as it was chosen, with one thing changed that could explain its gain; None before it is known."""
+    def control(self, arm: str, seed: int, done: Done) -> Chosen | None:
+        """exp_rsft as it was chosen, with one thing changed that could explain its gain; None before it is known.
+
+        Where other numbers stand in the rewards' place, λ leaves as large an effective sample size as the chosen λ does
+        of the rewards: at the same λ, numbers that are spread otherwise would be followed more or less than these.
+        """
         chosen = self.chosen("exp_rsft", done)
-        if chosen is None or arm in CHANGED or arm in PREDICTED:
-            return chosen
+        if chosen is None:
+            return None
+        settings: dict[str, Any]
+        ess_ratio = Histogram.of(self.rewards).ess(chosen.point.algorithm["temperature"])
         if arm == "exp_rsft_trajectory":
-            settings: dict[str, Any] = {"level": "trajectory", "temperature": 1.0}
-        else:
-            assert arm == "exp_rsft_at_rsft_ess"
+            # Of returns that are normally distributed, in SDs: E[w]² / E[w²] = exp(−1/λ²).
+            settings = {"level": "trajectory", "temperature": _shown(1 / math.sqrt(-math.log(ess_ratio)))}
+        elif arm == "exp_rsft_at_rsft_ess":
             if (rival := self.chosen("rsft", done)) is None:
                 return None
             outcome = done[self.trial("rsft", rival.point, self.last, done).key]
             assert isinstance(outcome, Trained)
             settings = {"temperature": Histogram.of(self.rewards).temperature(outcome.weights["ess_ratio"])}
+        elif arm == "exp_rsft_permuted":
+            return chosen
+        else:
+            made = self._changed(arm, seed, done)
+            derived = None if made is None else done.get(made.key)
+            if not isinstance(derived, Derived):
+                return None
+            there = Histogram.of(derived.rewards)
+            reachable = max(ess_ratio, there.least_ess + LEAST_ABOVE * (1 - there.least_ess))
+            settings = {"temperature": _shown(there.temperature(reachable))}
         return Chosen(Point({"name": "exp_rsft", **settings}, chosen.point.factor), chosen.epochs, 1)
 
     def test(self, seed: int, name: str, run: Step, done: Done) -> Step:
@@ -364,3 +383,8 @@ class Plan:
             return run
         key = f"seed-{seed}/select/shifts/{kind}-{amount:g}/all_users/{point.name}"
         return self.make.evaluation(key, "validation", run, "exp_rsft", further=False)
+
+
+def _shown(temperature: float) -> float:
+    """Three digits, as a table shows it."""
+    return float(f"{temperature:.3g}")

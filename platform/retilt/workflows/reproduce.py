@@ -125,6 +125,11 @@ def _plan(config: ReproduceConfig, data: Dataset) -> Plan:
             "from rewards; give a data set whose rewards differ"
         )
     high = _quantile(rewards, HIGH) if preset.min_reward is None else preset.min_reward
+    if high > rewards["reward_max"]:
+        raise InputError(
+            f"{data.uri}: no training event has a reward of {high:g} or more, by which preset={config.preset} chooses; "
+            f"the largest is {rewards['reward_max']:g}. Use preset=watch_time, which goes by quantiles of the rewards"
+        )
     low = _quantile(rewards, LOW) if preset.low_reward is None else preset.low_reward
     return Plan(Maker(config, preset, data.uri, high, low), rewards)
 

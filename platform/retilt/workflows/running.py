@@ -21,6 +21,7 @@ from retilt.training.run import RESULT, at_least_begun, check_output, find_rewar
 from retilt.types import InputError
 from retilt.workflows.steps import (
     Auditing,
+    Derived,
     Deriving,
     Evaluating,
     Measured,
@@ -46,7 +47,8 @@ def look(step: Step) -> tuple[bool, Outcome]:
     """
     what = step.what
     if isinstance(what, Deriving | Predicting):
-        return storage.exists(storage.join(what.output, artifact.MANIFEST)), None
+        there = storage.exists(storage.join(what.output, artifact.MANIFEST))
+        return there, _derived(what) if there else None
     if isinstance(what, Auditing):
         return storage.exists(storage.join(what.output, AUDIT)), None
     if isinstance(what, Evaluating):
@@ -75,10 +77,15 @@ def do(step: Step, lane: Lane, lanes: int) -> Outcome:
         return None
     if isinstance(what, Predicting):
         _predict(what, lane)
-        return None
+        return _derived(what)
     config = what.config
     derive.derive(config.source, what.output, config.change, config.seed, config.protocol)
-    return None
+    return _derived(what)
+
+
+def _derived(what: Deriving | Predicting) -> Derived:
+    protocol = what.config.protocol if isinstance(what, Deriving) else what.settings["protocol"]
+    return Derived(Dataset.open(what.output).statistics(protocol))
 
 
 def _train(what: Training, lane: Lane, lanes: int) -> Trained:

@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 from retilt.cluster.lanes import Lane, UnstartedError, stop_all
 from retilt.types import InputError, Stopped, TrainingError
 from retilt.workflows import running
 from retilt.workflows.plan import Plan
-from retilt.workflows.steps import Evaluating, Failed, Measured, Outcome, Step, Trained, Training, turn
+from retilt.workflows.steps import (
+    Derived,
+    Deriving,
+    Evaluating,
+    Failed,
+    Measured,
+    Outcome,
+    Predicting,
+    Step,
+    Trained,
+    Training,
+    turn,
+)
 
 LOOK_SECONDS = 1.0
 """Between two looks whether SIGTERM came, while nothing else happens."""
@@ -62,7 +75,7 @@ class Schedule:
         found: dict[str, Step] = {}
         while steps := [step for step in self.plan.steps(done) if step.key not in done]:
             found |= {step.key: step for step in steps}
-            done |= {step.key: _supposed(step) for step in steps}
+            done |= {step.key: _supposed(step, self.plan.rewards) for step in steps}
         return list(found.values())
 
     def seconds_left(self, lanes: int) -> float | None:
@@ -84,9 +97,11 @@ class Schedule:
         return total
 
 
-def _supposed(step: Step) -> Outcome:
+def _supposed(step: Step, rewards: Mapping[str, Any]) -> Outcome:
     if isinstance(step.what, Evaluating):
         return Measured(dict.fromkeys(step.what.wanted, 0.0))
+    if isinstance(step.what, Deriving | Predicting):
+        return Derived(rewards)
     if not isinstance(step.what, Training):
         return None
     config = step.what.config

@@ -38,7 +38,7 @@ class Evaluating:
 
 @dataclass(frozen=True)
 class Deriving:
-    """A data set with other training rewards, or fewer users; its outcome is None."""
+    """A data set with other training rewards, or fewer users; its outcome is ``Derived``."""
 
     config: Derivation
     output: str
@@ -46,7 +46,7 @@ class Deriving:
 
 @dataclass(frozen=True)
 class Predicting:
-    """A data set with training rewards that a reward model makes; its outcome is None."""
+    """A data set with training rewards that a reward model makes; its outcome is ``Derived``."""
 
     dataset: str
     """URI of the original."""
@@ -89,13 +89,20 @@ class Measured:
 
 
 @dataclass(frozen=True)
+class Derived:
+    """Statistics of the training rewards of a data set that was made, as its manifest has them."""
+
+    rewards: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Failed:
     """Why a step has no outcome, nor what needs it."""
 
     reason: str
 
 
-Outcome = Trained | Measured | Failed | None
+Outcome = Trained | Measured | Derived | Failed | None
 Done = Mapping[str, Outcome]
 """Outcomes by the step's key."""
 
