@@ -178,7 +178,7 @@ def _locate(cls: type[BaseModel], loc: Sequence[Any]) -> tuple[str, type[BaseMod
 
 
 def _suggestion(cls: type[BaseModel], owner: type[BaseModel], path: str) -> str:
-    """Where an unknown key may have been meant: the same name elsewhere, else the nearest sibling."""
+    """Where an unknown key may have been meant: its plural here or its name elsewhere; else the nearest sibling."""
     section, _, last = path.rpartition(".")
     known = keys(cls)
     owners = [each for key in known if key.name == path for each in key.owners]
@@ -186,11 +186,13 @@ def _suggestion(cls: type[BaseModel], owner: type[BaseModel], path: str) -> str:
         *some, final = owners
         named = f"{', '.join(some)} and {final}" if some else final
         return f" here: it belongs to {named}, not to {owner.model_fields['name'].default}"
+    prefix = f"{section}." if section else ""
+    siblings = [prefix + name for name in owner.model_fields]
     elsewhere = sorted({key.name for key in known if key.name.rpartition(".")[2] == last})
     if elsewhere:
-        return f"; did you mean {' or '.join(repr(each) for each in elsewhere)}?"
-    prefix = f"{section}." if section else ""
-    return nearest(path, [prefix + name for name in owner.model_fields])
+        plural = [each for each in siblings if each == f"{path}s"]
+        return f"; did you mean {' or '.join(repr(each) for each in [*plural, *elsewhere])}?"
+    return nearest(path, siblings)
 
 
 def plain(config: BaseModel) -> dict[str, Any]:

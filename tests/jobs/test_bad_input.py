@@ -558,7 +558,7 @@ TUNE: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "output of something else": (files_in_the_evaluation, [], "evaluation holds something else (thesis.tex)"),
     "output is a file": (file_for_an_evaluation, [], "evaluation"),
-    "unknown key": (nothing, ["temperature=1"], "did you mean 'temperatures'?"),
+    "unknown key": (nothing, ["temperature=1"], "did you mean 'temperatures' or 'algorithm.temperature'"),
 }
 
 

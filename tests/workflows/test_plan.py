@@ -28,9 +28,10 @@ from retilt.workflows.steps import (
     Training,
 )
 
-STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
-SMALLER = {"levels": [[star / 2, 10] for star in range(1, 6)]}
-"""Of every data set that is made: half as far apart."""
+STARS = {"levels": [[float(star), 10] for star in range(1, 6)], "reward_min": 1.0, "reward_max": 5.0}
+SMALLER = {"levels": [[star / 2, 10] for star in range(1, 6)], "reward_min": 0.5, "reward_max": 2.5}
+"""Of every data set that is made on seed 0: half as far apart."""
+EQUAL = {"levels": [[3.0, 50]], "reward_min": 3.0, "reward_max": 3.0}
 
 
 def plan(**values: Any) -> Plan:
@@ -43,7 +44,7 @@ def result(step: Step) -> Outcome:
     if isinstance(step.what, Evaluating):
         return Measured({name: float(name.endswith("/0.24")) for name in step.what.wanted})
     if isinstance(step.what, Deriving | Predicting):
-        return Derived(SMALLER)
+        return Derived(SMALLER if step.key.startswith("seed-0") else EQUAL)
     if not isinstance(step.what, Training):
         return None
     config = step.what.config
@@ -145,6 +146,8 @@ def test_what_was_chosen_is_what_is_trained_again():
         # As large an effective sample size as λ = .69 leaves of rewards that are twice as far apart.
         assert control.algorithm == run.algorithm.model_copy(update={"temperature": 0.345})
     assert found["seed-0/refit/exp_rsft_permuted@2"].training.algorithm == run.algorithm
+    other = carried_out(Schedule(plan(seeds=[0, 1], arms=["exp_rsft", "exp_rsft_item_mean"])))
+    assert other["seed-1/refit/exp_rsft_item_mean@2"].training.algorithm == run.algorithm  # which refuses equal rewards
     trajectory = found["seed-0/refit/exp_rsft_trajectory@2"].training.algorithm
     weights = np.exp(np.random.default_rng(0).standard_normal(1_000_000) / trajectory.temperature)
     stars = np.exp(np.arange(5) / 0.69)

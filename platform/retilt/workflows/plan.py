@@ -288,6 +288,8 @@ class Plan:
             derived = None if made is None else done.get(made.key)
             if not isinstance(derived, Derived):
                 return None
+            if derived.rewards["reward_min"] == derived.rewards["reward_max"]:
+                return chosen  # the run then says why it is refused
             there = Histogram.of(derived.rewards)
             reachable = max(ess_ratio, there.least_ess + LEAST_ABOVE * (1 - there.least_ess))
             settings = {"temperature": _shown(there.temperature(reachable))}

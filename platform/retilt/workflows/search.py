@@ -49,6 +49,7 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
     config = config.model_copy(update={"output": storage.absolute(config.output)})
     _require_shared(config)
     data = Dataset.open(config.dataset)
+    data.require_files()
     rewards = data.statistics("select")
     Histogram.of(rewards)  # refuses rewards that are all equal
     assert config.initial is not None
