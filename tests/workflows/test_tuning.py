@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from retilt.algorithms.temperatures import Histogram
 from retilt.config.reproduce import TUNED
-from retilt.workflows.tuning import Point, Rung, best, grid, rungs, survivors
+from retilt.workflows.tuning import Point, Rung, best, grid, lambdas, rungs, survivors
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
-HOURS = {"levels": None, "quantiles": [each / 250 for each in range(1001)]}
+HOURS: dict[str, Any] = {"levels": None, "quantiles": [each / 250 for each in range(1001)], "events": 5_000}
 THREE = [Point({"name": "exp_rsft", "temperature": each}, 1.0) for each in (0.5, 1.0, 2.0)]
 
 
@@ -29,6 +32,15 @@ def test_every_method_has_as_many_different_trials(method: str, rewards: dict[st
 def test_the_grid_of_temperatures_is_in_the_unit_of_the_rewards_and_holds_the_papers_best():
     found = {point.algorithm["temperature"] for point in grid("exp_rsft", 10, STARS)}
     assert found == {0.12, 0.29, 0.69, 1.7, 4.0}
+
+
+@pytest.mark.parametrize("longest", [6.0, 40.0])
+def test_of_a_long_tail_the_grid_has_the_same_effective_sample_sizes_however_long_it_is(longest: float):
+    """As watch time has: a largest reward far beyond all others would move a grid by shares of the range with it."""
+    rewards = {**HOURS, "quantiles": [*HOURS["quantiles"][:-1], longest]}
+    ratios = [Histogram.of(rewards).ess(each) for each in lambdas(5, rewards)]
+    assert ratios == sorted(ratios)
+    assert (ratios[0], ratios[-1]) == pytest.approx((0.05, 0.95), abs=0.01)
 
 
 def test_a_baseline_of_rsft_leaves_the_best_rewards_some_weight():

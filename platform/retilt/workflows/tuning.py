@@ -13,8 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from retilt.algorithms.temperatures import Histogram
+
 LAMBDAS = (0.03, 1.0)
 """Ends of the grid of λ as shares of the rewards' range: from top-rated but in name to nearly BC on 1 to 5 stars."""
+SIZES = (0.05, 0.95)
+"""The same ends of continuous rewards, as shares of the way from the least effective sample size that any λ leaves to
+all of it: the range of a long tail only says how large its largest reward happens to be."""
 BASELINES = 0.5
 """Largest baseline of rsft as a share of the rewards' range; from three quarters on it is top-rated on 1 to 5 stars."""
 RATES = (0.03, 3.0)
@@ -96,8 +101,12 @@ def grid(method: str, trials: int, rewards: Mapping[str, Any]) -> list[Point]:
 
 def lambdas(number: int, rewards: Mapping[str, Any]) -> list[float]:
     """The grid of λ, in the unit of the rewards, equally spaced on a logarithmic scale."""
-    low, high = _ends(rewards)
-    return [_rounded((high - low) * each) for each in np.geomspace(*LAMBDAS, number)]
+    if rewards.get("levels"):
+        low, high = _ends(rewards)
+        return [_rounded((high - low) * each) for each in np.geomspace(*LAMBDAS, number)]
+    there = Histogram.of(rewards)
+    low, high = (there.temperature(there.least_ess + (1 - there.least_ess) * each) for each in SIZES)
+    return [_rounded(each) for each in np.geomspace(low, high, number)]
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:
