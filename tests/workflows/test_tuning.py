@@ -40,7 +40,7 @@ def test_of_a_long_tail_the_grid_has_the_same_effective_sample_sizes_however_lon
     rewards = {**HOURS, "quantiles": [*HOURS["quantiles"][:-1], longest]}
     ratios = [Histogram.of(rewards).ess(each) for each in lambdas(5, rewards)]
     assert ratios == sorted(ratios)
-    assert (ratios[0], ratios[-1]) == pytest.approx((0.05, 0.95), abs=0.01)
+    assert (ratios[0], ratios[-1]) == pytest.approx((0.25, 0.95), abs=0.02)
 
 
 def test_a_baseline_of_rsft_leaves_the_best_rewards_some_weight():

@@ -17,7 +17,7 @@ from retilt.algorithms.temperatures import Histogram
 
 LAMBDAS = (0.03, 1.0)
 """Ends of the grid of λ as shares of the rewards' range: from top-rated but in name to nearly BC on 1 to 5 stars."""
-SIZES = (0.05, 0.95)
+SIZES = (0.25, 0.95)
 """The same ends of continuous rewards, as shares of the way from the least effective sample size that any λ leaves to
 all of it: the range of a long tail only says how large its largest reward happens to be."""
 BASELINES = 0.5
