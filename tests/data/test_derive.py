@@ -232,7 +232,7 @@ def test_what_was_derived_counts_as_the_original_for_a_policy_s_lineage(source: 
     for dataset in (original, Dataset.open(one), twice):
         for part in ("validation", "test"):
             assert check_lineage(lineage, dataset.manifest, part) is None
-    with pytest.raises(InputError, match=r"'control' trained on validation events .* refit; use part=test"):
+    with pytest.raises(InputError, match=r"'control' trained on validation events .* refit; use a policy .* part=test"):
         check_lineage([twice.lineage("refit", "control")], original.manifest, "validation")
     elsewhere = Dataset.open(write(str(tmp_path / "other"), USERS[:9], ITEMS, k=K, lanes=1, shards=[[9]]))
     found = check_lineage(lineage, elsewhere.manifest, "test")

@@ -23,7 +23,7 @@ def test_unseen_parts_pass(protocol: str, part: Any) -> None:
 
 
 def test_refit_saw_the_validation_part() -> None:
-    with pytest.raises(InputError, match=r"'bc' trained on validation events .* refit; use part=test"):
+    with pytest.raises(InputError, match=r"'bc' trained on validation events .* refit; use a policy .* part=test"):
         check_lineage([ancestor("refit")], MANIFEST, "validation")
 
 

@@ -141,9 +141,14 @@ def test_a_search_ends_with_a_choice_whoever_is_killed_and_is_found_again(
 
 
 @pytest.mark.slow
-def test_a_search_of_learning_rates_too_marks_what_fails_and_ends(cluster: None, place: Path, tmp_path: Path) -> None:
-    one = config(place, tmp_path / "out", temperatures=[0.5], learning_rates=[1e-3, 3e38], numerics={"max_skipped": 1})
-    found = search.run(one)
+def test_a_search_of_learning_rates_too_marks_what_fails_and_ends(
+    cluster: None, place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)  # places as most people write them
+    here = {"dataset": "data", "initial": "bc"}
+    values = {**here, "temperatures": [0.5], "learning_rates": [1e-3, 3e38], "numerics": {"max_skipped": 1}}
+    found = search.run(config(place, tmp_path / "out", **values))
+    assert found["dataset"]["uri"] == str(place / "data")
     states = {(each["method"], each["learning_rate"]): each for each in found["trials"]}
     assert set(states) == {
         (method, rate) for method in ("bc", "exp_rsft", "top_rated", "rsft") for rate in (1e-3, 3e38)

@@ -102,5 +102,5 @@ def _remedy(part: Part, same_data: bool) -> str:
     if not same_data:
         return "use a data set with the split of its training"
     if part == "validation":
-        return "use part=test, or a policy (and initial policies) trained with protocol=select"
+        return "use a policy (and initial policies) trained with protocol=select; to evaluate this one, part=test"
     return "use a policy trained with protocol=select or refit"

@@ -48,7 +48,7 @@ class Proposal:
         lines = [self.drift["reason"]] if self.drift else []
         if self.points:
             each = ", ".join(f"{point['temperature']:g} ({point['ess']:.2f})" for point in self.points)
-            lines.append(f"λ {self.source}, with the effective sample size ESS/n: {each}")
+            lines.append(f"λ {self.source}, each with its effective sample size ESS/n: {each}")
         else:
             lines.append(f"λ {self.source}: {', '.join(f'{each:g}' for each in self.temperatures)}")
         if self.note:

@@ -35,6 +35,8 @@ from retilt.workflows.watching import Trials
 
 OURS = ("trials", "measured", report.FIGURES, lease.LEASE, report.SEARCH, report.HTML, report.MARKDOWN, FACTS)
 """What a search writes to its output."""
+PLACES = ("dataset", "initial", "output", "previous")
+"""Keys that are URIs."""
 
 
 def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
@@ -46,7 +48,9 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
         StorageError: a store failed; the same command continues.
         Stopped: SIGTERM; the same command continues.
     """
-    config = config.model_copy(update={"output": storage.absolute(config.output)})
+    # Trials do not run in this process's folder.
+    places = {key: storage.absolute(place) for key in PLACES if (place := getattr(config, key))}
+    config = config.model_copy(update=places)
     _require_shared(config)
     data = Dataset.open(config.dataset)
     data.require_files()
@@ -74,7 +78,7 @@ def run(config: TuneConfig, dry_run: bool = False) -> dict[str, Any]:
 
 
 def _require_shared(config: TuneConfig) -> None:
-    for key in ("dataset", "initial", "output", "previous"):
+    for key in PLACES:
         if place := getattr(config, key):
             session.require_shared(place, key, config.storage.shared_filesystem)
 
@@ -195,7 +199,8 @@ class Search:
         tasks = [task for task in tasks if measured(task["measured"]) is None]
         if tasks:
             at_once = min(self.room, len(tasks))
-            say(f"{len(tasks)} trial(s) to {epochs} epoch(s), {at_once} at once")
+            first = ", the initial policy as it is among them" if tasks[0]["training"] is None else ""
+            say(f"{len(tasks)} trial(s) to {epochs} epoch(s), {at_once} at once{first}")
             watch = Trials(len(tasks))
             with watch():
                 failed = run_rung(tasks, at_once=at_once, stop_seconds=self.config.stop_seconds, show=watch.show)

@@ -6,6 +6,7 @@ import time
 
 from retilt.cluster.display import duration, training_line
 from retilt.cluster.messages import Update
+from retilt.types import Stopped
 from retilt.workflows.progress import Bars
 
 
@@ -25,7 +26,8 @@ class Trials(Bars):
         elif update.get("ended"):
             self._done += 1
             failure = update["failure"]
-            said = "done" if failure is None else f"failed: {failure[1]}"
+            stopped = failure is not None and failure[0] == Stopped.__name__
+            said = "done" if failure is None else "stopped" if stopped else f"failed: {failure[1]}"
             self.say(f"{self._done} of {self._trials} trials, {self._time()}: {name} {said}")
             self._bars.update(self._whole, completed=self._done, said=self._time())
         elif "epoch" in update:
