@@ -98,6 +98,10 @@ def test_tables_by_hand(whole) -> None:
     costs = tables.costs(found)
     assert costs is not None
     assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8", "12,000,000", "3,600"]
+    found["arms"]["exp_rsft"]["algorithm"]["temperature"] = 0.866024020077422  # as a search for an ESS gives it
+    again = tables.costs(found)
+    assert again is not None
+    assert again.rows[3][2] == "temperature=0.866"
 
 
 def test_the_strong_reward_model_is_compared_with_what_is_told_as_much(whole) -> None:

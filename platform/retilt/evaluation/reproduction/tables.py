@@ -202,11 +202,17 @@ def costs(results: Results) -> Table | None:
         each = results["arms"][arm]
         rate, factor = each.get("learning_rate"), each.get("learning_rate_factor")
         told = f"{rate:g}" if rate is not None else "–" if factor is None else f"× {factor:g}"
-        settings = ", ".join(f"{key}={value}" for key, value in each.get("algorithm", {}).items() if key != "name")
+        chosen = {key: value for key, value in each.get("algorithm", {}).items() if key != "name"}
+        settings = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
         cost = ["–" if each.get(key) is None else f"{each[key]:,.0f}" for key in ("trials", "positions", "seconds")]
         rows.append([title(arm), each.get("arm", "–"), settings or "–", told, *cost])
     header = ["Method", "Arm", "Settings", "Learning rate", "Trials", "Positions trained", "Worker-seconds"]
     return Table(header, rows) if rows else None
+
+
+def _short(value: object) -> str:
+    """A setting as it is told: three digits of a number, the rest as it stands (results.json has it whole)."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def gaining(results: Results) -> tuple[list[str], list[str]]:
