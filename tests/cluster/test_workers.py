@@ -20,10 +20,11 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckTimeoutError,
 )
 
-from retilt.cluster import failures, lanes, resources, stopping, train
+from retilt.cluster import failures, lanes, rank, resources, stopping, train
 from retilt.cluster.display import TrainingDisplay
 from retilt.config import TrainConfig, build
-from retilt.types import Stopped
+from retilt.evaluation.report import code_version
+from retilt.types import InputError, Stopped
 
 
 def died(text: str) -> WorkerHealthCheckFailedError:
@@ -159,3 +160,10 @@ def test_the_plan_says_how_many_workers_and_when_checkpoints_are_written():
     config = build(TrainConfig, {"dataset": "d", "output": "o", "workers": [1, 4], "checkpoint": {"every_steps": 5}})
     assert train._in_words(config.worker_range) == "1 to 4 workers"
     assert train._cadence(config) == "every 5 steps, every 2:00 minutes and after each epoch"
+
+
+def test_a_worker_whose_code_is_not_the_drivers_is_refused_with_what_to_do():
+    mine = code_version()
+    rank._require_code(mine)
+    with pytest.raises(InputError, match=r"runs other code.*--runtime-env.*file changed.*same command"):
+        rank._require_code(mine | {"source_sha256": "0" * 64})

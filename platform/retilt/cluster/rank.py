@@ -132,5 +132,6 @@ def _require_code(driver: dict[str, str]) -> None:
     if (mine := code_version()) != driver:
         raise InputError(
             f"a worker runs other code ({mine}) than the driver ({driver}); give the cluster's image and the checkout "
-            "the same version, or submit with --runtime-env deploy/job-env.yaml"
+            "the same version, or submit with --runtime-env deploy/job-env.yaml; where a file changed while the job "
+            "ran, the same command goes on with the new one"
         )
