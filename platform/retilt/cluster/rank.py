@@ -133,5 +133,5 @@ def _require_code(driver: dict[str, str]) -> None:
         raise InputError(
             f"a worker runs other code ({mine}) than the driver ({driver}); give the cluster's image and the checkout "
             "the same version, or submit with --runtime-env deploy/job-env.yaml; where a file changed while the job "
-            "ran, the same command goes on with the new one"
+            "ran, put it back and give the same command (with the change it also goes on, one half of each code)"
         )
