@@ -49,6 +49,8 @@ demo: $(STAMP)  ## ml-100k from the ratings to a better policy, under runs/demo/
 	$(RUN) jobs/posttrain.py --config jobs/configs/demo/bc_continued.yaml
 	$(RUN) jobs/posttrain.py --config jobs/configs/demo/exp_rsft.yaml
 	$(RUN) jobs/evaluate.py --config jobs/configs/demo/evaluate.yaml
+	@echo 'next: your own data (README), or all methods beside each other:' \
+	    '. $(VENV)/bin/activate && python jobs/reproduce.py preset=ml-100k output=runs/reproduce/ml-100k'
 
 docs: $(STAMP)  ## regenerate docs/configuration.md
 	$(RUN) -m retilt.reference > docs/configuration.md
