@@ -196,6 +196,27 @@ def test_a_failed_step_takes_with_it_what_needs_it_and_nothing_else():
     assert all(isinstance(each, Failed) for each in dpo)
 
 
+@pytest.mark.parametrize("bc", [("@5",), ("@5", "@10")])
+def test_time_left_counts_the_epochs_that_a_run_had_before_this_session(bc: tuple[str, ...]):
+    def left(*seconds: float) -> float:
+        schedule = Schedule(plan(arms=["exp_rsft"]))
+        assert schedule.seconds_left(2) is None
+        epoch = {"validation/ndcg@10": 0.5, "seconds": 30.0}
+        steps = {step.key: step for step in schedule.left()}
+        for key, each in zip(bc, seconds, strict=True):
+            epochs = int(key.removeprefix("@"))
+            schedule.end(steps[f"seed-0/select/bc{key}"], Trained((epoch,) * epochs, {}), each)
+        found = schedule.seconds_left(2)
+        assert found is not None
+        return found
+
+    whole = left(*[150.0 for _ in bc])
+    # An earlier command trained all but the last of the epochs, so that they ended soon after this one had begun.
+    assert left(*[31.0 for _ in bc]) == pytest.approx(whole)
+    # Start-up and validation count too, where a step took longer than the training of its own five epochs.
+    assert left(*[300.0 for _ in bc]) == pytest.approx(2 * whole)
+
+
 def test_without_reward_models_policies_are_tested_all_the_same():
     found = carried_out(Schedule(plan(arms=["exp_rsft", "dpo"])), failing="refit/judge")
     test = found["seed-0/test/exp_rsft"].what

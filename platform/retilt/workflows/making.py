@@ -18,7 +18,7 @@ from retilt.workflows.tuning import Point
 
 Protocol = Literal["select", "refit"]
 BC = Point({"name": "bc"}, 1.0)
-COSTS = {"dpo": 3.0, "ppo": 6.0, "reward_model": 1.5}
+COSTS = {"dpo": 2.0, "ppo": 4.5, "reward_model": 1.5}
 """An epoch of an objective, in epochs of behaviour cloning; 1 if absent."""
 EVALUATION, JUDGING, TILTING = 0.5, 1.0, 4.0
 """What an evaluation costs: ranks, each reward model's opinion of draws, a tilt by a reward model."""

@@ -64,7 +64,13 @@ class Schedule:
                     self.done[step.key] = outcome
 
     def end(self, step: Step, outcome: Outcome, seconds: float) -> None:
-        """Count in a step that was done here and took so long."""
+        """Count in a step that was done here and took so long.
+
+        A run may have trained a part of its epochs before this session; they count as what they took then.
+        """
+        if isinstance(outcome, Trained):
+            before = self._epochs().get(step.place, 0)
+            seconds = max(seconds, sum(epoch["seconds"] for epoch in outcome.epochs[before:]))
         self._seconds += seconds
         self._cost += self._costs([step])
         self.done[step.key] = outcome
@@ -84,10 +90,7 @@ class Schedule:
 
     def _costs(self, steps: Sequence[Step]) -> float:
         """What steps cost together; of a run that goes on only the epochs that it has not yet."""
-        most: dict[str, int] = {}
-        for key in self.done:
-            place, _, epochs = key.partition("@")
-            most[place] = max(most.get(place, 0), int(epochs or 1))
+        most = self._epochs()
         total = 0.0
         for step in steps:
             place, _, epochs = step.key.partition("@")
@@ -95,6 +98,14 @@ class Schedule:
             total += step.cost * max(0, now - before) / now
             most[place] = max(before, now)
         return total
+
+    def _epochs(self) -> dict[str, int]:
+        """How many epochs each place has had; 1 for what is not a run."""
+        most: dict[str, int] = {}
+        for key in self.done:
+            place, _, epochs = key.partition("@")
+            most[place] = max(most.get(place, 0), int(epochs or 1))
+        return most
 
 
 def _supposed(step: Step, rewards: Mapping[str, Any]) -> Outcome:
