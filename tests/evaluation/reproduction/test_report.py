@@ -11,7 +11,7 @@ import pytest
 from tests.evaluation.reproduction.made_up import results
 from tests.evaluation.views.reading import read, require_tables
 
-from retilt.evaluation.reproduction import report, tables
+from retilt.evaluation.reproduction import figures, report, tables
 from retilt.evaluation.reproduction.published import PUBLISHED
 from retilt.evaluation.reproduction.verdicts import CLAIMS
 from retilt.evaluation.views.files import Views
@@ -120,6 +120,20 @@ def test_who_gains_compares_tuned_arms_within_groups(whole) -> None:
     recommended = tables.recommended(whole[0])
     assert recommended is not None
     assert recommended.rows[0][:2] == ["BC", "0.4000 (0.3500 to 0.4500)"]
+
+
+def test_a_group_without_targets_has_no_gain_in_table_or_picture() -> None:
+    found = results(1)
+    nothing = dict.fromkeys(("value", "low", "high", "t_low", "t_high"))
+    for arm in found["arms"].values():
+        group = arm["test"]["within/activity_high"]
+        versus = {other: dict(nothing) for other in group["ndcg@10"].get("versus", {})}
+        group |= {"n": 0, "ndcg@10": {**nothing, "seeds": [], "versus": versus}}
+    gains = tables.groups(found)
+    assert gains is not None
+    assert gains.rows[1][1:] == ["0", *["–"] * len(gains.rows[1][2:])]
+    assert gains.rows[0][2] != "–"
+    assert figures.groups(found) is not None
 
 
 def test_least_results_say_what_was_not_run() -> None:

@@ -224,9 +224,10 @@ def gaining(results: Results) -> tuple[list[str], list[str]]:
 
 
 def gain(results: Results, arm: str, group: str) -> Mapping[str, Any] | None:
-    """NDCG@10 of an arm on a group of targets against BC continued; None if it was not compared."""
+    """NDCG@10 of an arm on a group of targets against BC continued; None if it was not compared or is empty."""
     found = reached(results, arm, group)
-    return None if found is None else found[HEADLINE_METRIC].get("versus", {}).get(CONTINUED)
+    compared = {} if found is None else found[HEADLINE_METRIC].get("versus", {}).get(CONTINUED) or {}
+    return compared if compared.get("value") is not None else None
 
 
 def groups(results: Results) -> Table | None:
