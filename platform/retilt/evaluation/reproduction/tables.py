@@ -224,7 +224,7 @@ def gaining(results: Results) -> tuple[list[str], list[str]]:
 
 
 def gain(results: Results, arm: str, group: str) -> Mapping[str, Any] | None:
-    """NDCG@10 of an arm on a group of targets against BC continued; None if it was not compared or is empty."""
+    """NDCG@10 of an arm on a group of targets against BC continued; None if not compared, or without targets."""
     found = reached(results, arm, group)
     compared = {} if found is None else found[HEADLINE_METRIC].get("versus", {}).get(CONTINUED) or {}
     return compared if compared.get("value") is not None else None
