@@ -75,3 +75,51 @@ def test_what_failed_on_the_way_to_what_was_done_is_not_missing(data: str, tmp_p
     assert collector.results()["not_run"] == before
     collector.done["seed-0/test/bc"] = Failed("a worker was lost")  # type: ignore[index]
     assert {"what": "seed-0/test/bc", "why": "a worker was lost"} in collector.results()["not_run"]
+
+
+def test_every_trial_is_told_with_what_became_of_it(data: str, tmp_path: Path) -> None:
+    """λ of .12, .69 and 4: validation chooses .69, which is no end of the grid; one trial is refused."""
+    collector = carried_out(data, tmp_path, arms=["exp_rsft", "dpo"])
+    collector.done["seed-0/select/exp_rsft/temperature-0.12-rate-1@1"] = Failed("too little")  # type: ignore[index]
+    tried = {each["name"]: each for each in collector._tried("exp_rsft")}
+    assert len(tried) == 6
+    assert tried["temperature-0.12-rate-1"] == {
+        "name": "temperature-0.12-rate-1", "epochs": 1, "refused": "too little",
+    }  # fmt: skip
+    assert tried["temperature-0.69-rate-1"] == {
+        "name": "temperature-0.69-rate-1", "epochs": 3, "best_epoch": 2, "value": 2.0, "chosen": True,
+        "end_of_grid": False,
+    }  # fmt: skip
+    assert "chosen" not in tried["temperature-4-rate-1"]
+    assert all(each["curve"] for each in collector._tried("dpo"))
+    assert list(collector._tried("tilt_item")) == []
+
+
+def test_alarms_of_trials_that_lost_are_told_too(data: str, tmp_path: Path) -> None:
+    """A tuned arm that stands for itself without an alarm would hide what one setting farther has done."""
+    collector = carried_out(data, tmp_path, arms=["exp_rsft", "dpo", "dpo_paper"])
+    change = {f"change/{name}{end}": 0.1 for name in ("reward_model", "ndcg@10") for end in ("", "/low", "/high")}
+
+    def alarmed(key: str, *epochs: int) -> None:
+        found = collector.done[key]
+        assert isinstance(found, Trained)
+        marks = [{"epoch": e, "alarm": "hacking", "judge/reward_model": 4.0, **change} for e in epochs]
+        records = [
+            {**each, **next((m for m in marks if m["epoch"] == e), {})} for e, each in enumerate(found.epochs, 1)
+        ]
+        collector.done[key] = Trained(tuple(records), found.weights)  # type: ignore[index]
+
+    alarmed("seed-0/select/dpo/temperature-0.12-rate-1@1", 1)
+    alarmed("seed-0/select/dpo_paper/labels-hard-rate-1@3", 1, 3)
+    found = [(each["arm"], each["trial"], each["chosen"], each["epochs"]) for each in collector._alarms()]
+    lost, fixed = found
+    assert lost == ("dpo", "temperature-0.12-rate-1", False, [1])
+    assert fixed[0::2] == ("dpo_paper", True)
+    assert fixed[3] == [1, 3]
+
+
+def test_reward_models_have_their_price(data: str, tmp_path: Path) -> None:
+    """Five epochs under select, and five under refit."""
+    assert carried_out(data, tmp_path, arms=["exp_rsft", "dpo"])._cost("judge")["seconds"] == 2 * 5 * 2.0
+    assert carried_out(data, tmp_path, arms=["exp_rsft"])._cost("judge")["seconds"] == 0
+    assert "reward_models" not in carried_out(data, tmp_path, arms=["exp_rsft"]).results()

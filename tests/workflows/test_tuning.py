@@ -8,7 +8,7 @@ import pytest
 
 from retilt.algorithms.temperatures import Histogram
 from retilt.config.reproduce import TUNED
-from retilt.workflows.tuning import Point, Rung, best, grid, lambdas, rungs, survivors
+from retilt.workflows.tuning import Point, Rung, baselines, best, grid, lambdas, rungs, survivors
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
 HOURS: dict[str, Any] = {"levels": None, "quantiles": [each / 250 for each in range(1001)], "events": 5_000}
@@ -43,8 +43,18 @@ def test_of_a_long_tail_the_grid_has_the_same_effective_sample_sizes_however_lon
     assert (ratios[0], ratios[-1]) == pytest.approx((0.25, 0.95), abs=0.02)
 
 
-def test_a_baseline_of_rsft_leaves_the_best_rewards_some_weight():
-    assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 1.5, 3.0]
+@pytest.mark.parametrize("rewards", [STARS, HOURS], ids=["stars", "hours"])
+def test_rsft_may_follow_the_rewards_as_far_as_exp_rsft(rewards: dict[str, Any]):
+    there = Histogram.of(rewards)
+    found = baselines(5, rewards)
+    sizes = [there.baseline_ess(each) for each in found]
+    assert found[0] == 0.0
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == pytest.approx(there.ess(lambdas(5, rewards)[0]), abs=0.02)
+
+
+def test_the_grid_of_baselines_on_stars():
+    assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 2.1, 4.0]
 
 
 def test_of_equal_scores_the_first_goes_on():

@@ -11,7 +11,7 @@ All training events count here, a run's report counts those in the model's windo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class Histogram:
         return cls(value_L, count_L)
 
     @property
+    def columns(self) -> tuple[list[float], list[float]]:
+        """Rewards and events of each, for a picture."""
+        return self.value_L.tolist(), self.count_L.tolist()
+
+    @property
     def least_ess(self) -> float:
         """Share of the largest reward, which ESS/n approaches as λ → 0."""
         return float(self.count_L[self.value_L == self.value_L[-1]].sum() / self.count_L.sum())
@@ -89,10 +94,24 @@ class Histogram:
                 f"no temperature leaves an effective sample size of {ess_ratio:g}; it is above {self.least_ess:.4g} "
                 "and below 1"
             )
+        return self._sought(ess_ratio, self.ess)
+
+    def baseline_ess(self, baseline: float) -> float:
+        """ESS/n that the weights max(0, r − c) of rsft leave; ``baseline`` is c."""
+        return kish_ratio(np.maximum(self.value_L - baseline, 0.0), self.count_L)
+
+    def baseline(self, ess_ratio: float) -> float:
+        """c of rsft that leaves ``ess_ratio``, which falls from 1 to ``least_ess`` as c grows; negative ones too."""
+        assert self.least_ess < ess_ratio < 1
+        largest = float(self.value_L[-1])
+        return largest - self._sought(ess_ratio, lambda below: self.baseline_ess(largest - below))
+
+    def _sought(self, ess_ratio: float, ess: Callable[[float], float]) -> float:
+        """Where ``ess``, which rises, reaches ``ess_ratio``: by halving, on a logarithmic scale."""
         whole, low, high = float(self.value_L[-1] - self.value_L[0]), -WIDEST, WIDEST
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            if self.ess(whole * math.exp(middle)) < ess_ratio:
+            if ess(whole * math.exp(middle)) < ess_ratio:
                 low = middle
             else:
                 high = middle

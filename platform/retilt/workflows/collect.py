@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any
 
 from retilt import storage
-from retilt.config.reproduce import CONTROLS, PAPER_LIKE, TILTS, TUNED
+from retilt.algorithms.temperatures import Histogram
+from retilt.config.reproduce import CONTROLS, ONLINE, PAPER_LIKE, TILTS, TUNED
 from retilt.data.dataset import Dataset
 from retilt.evaluation import audit, tallies
 from retilt.evaluation.metrics import NAMES
@@ -15,7 +16,7 @@ from retilt.evaluation.report import code_version
 from retilt.evaluation.reproduction import seeds
 from retilt.evaluation.statistics import Tally
 from retilt.training.judge import in_words
-from retilt.workflows.plan import SHIFTS, Plan
+from retilt.workflows.plan import REWARD_MODELS, SHIFTS, Plan
 from retilt.workflows.running import AUDIT, AVG_REWARD, MEASURED, PAIRS, RANKS
 from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, best_epoch
 from retilt.workflows.tuning import Point
@@ -59,6 +60,8 @@ class Collector:
             found["shifts"] = shifts
         if any(JUDGED["kl"] in record for arm in self.arms for record in self._stands_for(arm)):
             found["alarms"] = list(self._alarms())
+        if plan.judged:
+            found["reward_models"] = {name: self._cost(name) for name in REWARD_MODELS}
         if audited := self._audit():
             found["audit"] = audited
             found["warnings"] += audit.warnings(audited)
@@ -73,8 +76,11 @@ class Collector:
             "name": data.name, "users": data.users, "items": data.items, "events": data.events, "uri": data.uri,
             "fingerprint": data.fingerprint, "events_per_user": data.events / data.users,
         }  # fmt: skip
-        levels = data.statistics("refit")["levels"]
-        return found if levels is None else {**found, "histogram": levels}
+        rewards = data.statistics("refit")
+        levels = rewards["levels"] or [
+            [reward, events] for reward, events in zip(*Histogram.of(rewards).columns, strict=True)
+        ]
+        return {**found, "histogram": levels}
 
     def _tally(self, seed: int, name: str, policy: str, kind: str) -> Tally | None:
         """What an evaluation on test has counted; None where it is not done, or has not counted that."""
@@ -98,6 +104,8 @@ class Collector:
         found = {}
         for arm in self.arms:
             entry: dict[str, Any] = {}
+            if tried := list(self._tried(arm)):
+                entry["tried"] = tried
             if arm in on_test:
                 entry["test"] = on_test[arm]
                 entry |= self._lists(arm)
@@ -126,14 +134,20 @@ class Collector:
         """What an arm is and what it cost: the trials that it was chosen from are part of the price."""
         kind = "tuned" if arm == "bc" or arm in TUNED else "paper-like" if arm in PAPER_LIKE else "control"
         entry: dict[str, Any] = {"arm": kind, "chosen_on": "validation", "trials": self._trials(arm)}
-        records = list(self._records(arm))
-        entry["positions"] = round(sum(each["seconds"] * each["positions_per_second"] for each in records))
-        entry["seconds"] = sum(each["seconds"] for each in records) * self.plan.make.config.workers
+        entry |= self._cost(arm)
         if (point := self._point(arm)) is not None:
             entry["algorithm"], entry["learning_rate_factor"] = dict(point.algorithm), point.factor
         if arm in TILTS and (temperature := self.plan.tilted(arm, self.done)) is not None:
             entry["algorithm"] = {"name": arm, "temperature": temperature}
         return entry
+
+    def _cost(self, name: str) -> dict[str, Any]:
+        """Positions and seconds of all workers in all runs of an arm, or of a reward model."""
+        records = list(self._records(name))
+        return {
+            "positions": round(sum(each["seconds"] * each["positions_per_second"] for each in records)),
+            "seconds": sum(each["seconds"] for each in records) * self.plan.make.config.workers,
+        }
 
     def _trials(self, arm: str) -> int:
         return self.plan.trials if arm in TUNED or arm in TILTS else 1
@@ -164,8 +178,10 @@ class Collector:
 
         What a reward model said of the start is what it says after an epoch less what has changed since.
         """
+        return self._followed(self._stands_for(arm))
+
+    def _followed(self, epochs: Sequence[Record]) -> list[dict[str, Any]]:
         best, outcome = self.plan.pretraining_epochs(self.done), self.done.get(self.plan.pretraining().key)
-        epochs = self._stands_for(arm)
         if best is None or not epochs or not isinstance(outcome, Trained):
             return []
         records, seed = [outcome.epochs[best - 1], *epochs], self.plan.seeds[0]
@@ -174,6 +190,28 @@ class Collector:
         if (changed := epochs[0].get(score.replace("judge/", "change/"))) is not None:
             curve[0] |= {"avg_reward": float(epochs[0][score] - changed), "kl": 0.0}
         return curve
+
+    def _tried(self, arm: str) -> Iterator[dict[str, Any]]:
+        """Every trial of a tuned method, as long as it was trained to choose; as far as they are done."""
+        if arm not in TUNED:
+            return
+        chosen, longest = self.plan.chosen(arm, self.done), dict[str, tuple[Point, int]]()
+        for point, epochs in self.plan.turns(arm, self.done):
+            longest[point.name] = point, epochs
+        settings = [_setting(point) for point, _ in longest.values()]
+        for name, (point, epochs) in longest.items():
+            step = self.plan.trial(arm, point, epochs, self.done)
+            outcome, entry = self.done.get(step.key), {"name": name, "epochs": epochs}
+            if isinstance(outcome, Failed):
+                yield {**entry, "refused": outcome.reason}
+            elif best := best_epoch(outcome, step.training.selection_metric, epochs):
+                assert isinstance(outcome, Trained)
+                entry |= {"best_epoch": best[0], "value": best[1]}
+                if arm in ONLINE:
+                    entry["curve"] = self._followed(outcome.epochs[:epochs])
+                if chosen is not None and point == chosen.point:
+                    entry |= {"chosen": True, "end_of_grid": _setting(point) in (min(settings), max(settings))}
+                yield entry
 
     def _stands_for(self, arm: str) -> Sequence[Record]:
         """The epochs of the run under ``select`` that was chosen for an arm."""
@@ -233,13 +271,27 @@ class Collector:
         return found if len(found) == len(points) else {}
 
     def _alarms(self) -> Iterator[dict[str, Any]]:
-        """Where a run that an arm stands for was judged better by its reward model and was worse, or both."""
-        for arm in self.arms:
-            for epoch, record in enumerate(self._stands_for(arm), start=1):
-                if "alarm" in record:
+        """Trials, and runs with fixed settings, that their reward model found better and that were worse, or both.
+
+        Those that lost count too: where validation had not looked, one of them might have been taken.
+        """
+        for arm in (arm for arm in self.arms if arm in ONLINE):
+            chosen = self.plan.chosen(arm, self.done)
+            trials = (
+                self.plan.turns(arm, self.done) if arm in TUNED else [(chosen.point, chosen.epochs)] if chosen else []
+            )
+            longest = {point.name: (point, epochs) for point, epochs in trials}
+            for name, (point, epochs) in longest.items():
+                outcome = self.done.get(self.plan.trial(arm, point, epochs, self.done).key)
+                found: dict[str, list[Record]] = {}
+                for record in outcome.epochs[:epochs] if isinstance(outcome, Trained) else ():
+                    if "alarm" in record:
+                        found.setdefault(record["alarm"], []).append(record)
+                for kind, records in found.items():
                     yield {
-                        "arm": arm, "seed": self.plan.seeds[0], "epoch": epoch, "kind": record["alarm"],
-                        "evidence": in_words(record),
+                        "arm": arm, "trial": name, "chosen": chosen is not None and point == chosen.point,
+                        "seed": self.plan.seeds[0], "kind": kind, "epochs": [each["epoch"] for each in records],
+                        "evidence": in_words(records[0]),
                     }  # fmt: skip
 
     def _audit(self) -> dict[str, Any] | None:
@@ -260,6 +312,11 @@ class Collector:
                 what = arm if every else f"{arm}, seed {', '.join(map(str, missing))}"
                 found.append({"what": what, "why": "not finished; the same command continues"})
         return found
+
+
+def _setting(point: Point) -> float:
+    """What a grid is laid over: λ or c, and where there is neither the learning rate."""
+    return float(point.algorithm.get("temperature", point.algorithm.get("baseline", point.factor)))
 
 
 def _measures(record: Record) -> dict[str, float]:

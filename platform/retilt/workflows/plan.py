@@ -154,7 +154,7 @@ class Plan:
     def _selected(self, arm: str, done: Done) -> Iterator[Step]:
         """What an arm needs under ``select``: its trials as far as they are known, or a run with fixed settings."""
         if arm in TUNED:
-            yield from (self.trial(arm, point, epochs, done) for point, epochs in self._turns(arm, done))
+            yield from (self.trial(arm, point, epochs, done) for point, epochs in self.turns(arm, done))
         elif arm in AS_PUBLISHED:
             yield self.trial(arm, AS_PUBLISHED[arm], self.last, done)
         elif arm in TILTS:
@@ -168,7 +168,9 @@ class Plan:
         grid = tuning.lambdas(self.trials, self.rewards)
         return self.make.evaluation(key, "validation", self.pretraining(), arm, tilt=grid, by=judge, further=False)
 
-    def _turns(self, arm: str, done: Done) -> list[tuple[Point, int]]:
+    def turns(self, arm: str, done: Done) -> list[tuple[Point, int]]:
+        """Every trial of a method and how long it is to train, rung after rung, as far as results decide that."""
+
         def score(point: Point, epochs: int) -> float | None:
             step = self.trial(arm, point, epochs, done)
             outcome = done.get(step.key)
@@ -183,7 +185,7 @@ class Plan:
         """What validation chose for an arm, its epoch too; None before it is known, and where every trial failed."""
         if arm in AS_PUBLISHED:
             return Chosen(AS_PUBLISHED[arm], self.last, 1)
-        for point, epochs in self._turns(arm, done) if arm in TUNED else ():
+        for point, epochs in self.turns(arm, done) if arm in TUNED else ():
             step = self.trial(arm, point, epochs, done)
             best = best_epoch(done.get(step.key), step.training.selection_metric, epochs)
             if epochs == self.last and best is not None:
@@ -280,7 +282,7 @@ class Plan:
                 return None
             outcome = done[self.trial("rsft", rival.point, self.last, done).key]
             assert isinstance(outcome, Trained)
-            settings = {"temperature": Histogram.of(self.rewards).temperature(outcome.weights["ess_ratio"])}
+            settings = {"temperature": _followed(Histogram.of(self.rewards), outcome.weights["ess_ratio"])}
         elif arm == "exp_rsft_permuted":
             return chosen
         else:
@@ -290,9 +292,7 @@ class Plan:
                 return None
             if derived.rewards["reward_min"] == derived.rewards["reward_max"]:
                 return chosen  # the run then says why it is refused
-            there = Histogram.of(derived.rewards)
-            reachable = max(ess_ratio, there.least_ess + LEAST_ABOVE * (1 - there.least_ess))
-            settings = {"temperature": _shown(there.temperature(reachable))}
+            settings = {"temperature": _shown(_followed(Histogram.of(derived.rewards), ess_ratio))}
         return Chosen(Point({"name": "exp_rsft", **settings}, chosen.point.factor), chosen.epochs, 1)
 
     def test(self, seed: int, name: str, run: Step, done: Done) -> Step:
@@ -385,6 +385,11 @@ class Plan:
             return run
         key = f"seed-{seed}/select/shifts/{kind}-{amount:g}/all_users/{point.name}"
         return self.make.evaluation(key, "validation", run, "exp_rsft", further=False)
+
+
+def _followed(rewards: Histogram, ess_ratio: float) -> float:
+    """λ that leaves so large an effective sample size, or where none leaves so little, nearly the least."""
+    return rewards.temperature(max(ess_ratio, rewards.least_ess + LEAST_ABOVE * (1 - rewards.least_ess)))
 
 
 def _shown(temperature: float) -> float:

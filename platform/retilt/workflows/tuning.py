@@ -20,8 +20,6 @@ LAMBDAS = (0.03, 1.0)
 SIZES = (0.25, 0.95)
 """The same ends of continuous rewards, as shares of the way from the least effective sample size that any λ leaves to
 all of it: the range of a long tail only says how large its largest reward happens to be."""
-BASELINES = 0.5
-"""Largest baseline of rsft as a share of the rewards' range; from three quarters on it is top-rated on 1 to 5 stars."""
 RATES = (0.03, 3.0)
 """Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
 PAIR = (1.0, 0.3)
@@ -86,9 +84,9 @@ def grid(method: str, trials: int, rewards: Mapping[str, Any]) -> list[Point]:
             Point({"name": method, "temperature": each}, factor) for each in lambdas(half, rewards) for factor in PAIR
         ]
     if method == "rsft":
-        low, high = _ends(rewards)
-        baselines = [_rounded(each) for each in np.linspace(min(0.0, low), low + BASELINES * (high - low), half)]
-        return [Point({"name": method, "baseline": each}, factor) for each in baselines for factor in PAIR]
+        return [
+            Point({"name": method, "baseline": each}, factor) for each in baselines(half, rewards) for factor in PAIR
+        ]
     if method == "top_rated":
         # The largest reward alone means nothing where rewards are continuous.
         quantiles: list[dict[str, float]] = (
@@ -107,6 +105,18 @@ def lambdas(number: int, rewards: Mapping[str, Any]) -> list[float]:
     there = Histogram.of(rewards)
     low, high = (there.temperature(there.least_ess + (1 - there.least_ess) * each) for each in SIZES)
     return [_rounded(each) for each in np.geomspace(low, high, number)]
+
+
+def baselines(number: int, rewards: Mapping[str, Any]) -> list[float]:
+    """The grid of c of rsft: from 0 (the least reward, if negative) to as small an effective sample size as λ leaves.
+
+    Equal steps of ESS/n between them. A range of its own would let one method follow the rewards further than the
+    other, and strength would pass for shape.
+    """
+    there = Histogram.of(rewards)
+    first = min(0.0, float(there.value_L[0]))
+    sizes = np.linspace(there.baseline_ess(first), there.ess(lambdas(2, rewards)[0]), number)[1:]
+    return [_rounded(first), *(_rounded(there.baseline(each)) for each in sizes)]
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:

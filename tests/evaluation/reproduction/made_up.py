@@ -43,7 +43,7 @@ def arms(count: int = 3) -> dict[str, dict[int, Tally]]:
 
 def scored(score: float, seed: int, users: int = 50) -> Tally:
     """What two reward models say of a policy's samples: the training one ``score`` on average."""
-    found = Tally(("all",), 200, 0, names=("training", "judge", "kl"))
+    found = Tally(("all",), 200, 0, names=("training", "judge", "entropy"))
     user_P = torch.arange(users)
     noise_P = torch.from_numpy(np.random.default_rng(seed).normal(0, 0.05, users))
     value_PM = torch.stack([score + noise_P, 3.5 + 0.1 * noise_P, 0.5 + 0 * noise_P], dim=1)
@@ -82,6 +82,16 @@ def curve(arm: str, test: Any, count: int) -> list[dict[str, Any]]:
     return points
 
 
+def tried(arm: str, test: Any) -> list[dict[str, Any]]:
+    """A trial that was chosen, one that lost and one that was refused, of a tuned arm."""
+    if kind(arm) != "tuned" or arm == "bc":
+        return []
+    chosen = {"name": "temperature-0.5-rate-1", "epochs": 10, "best_epoch": 4, "value": 0.2, "chosen": True}
+    lost = {"name": "temperature-0.12-rate-1", "epochs": 2, "best_epoch": 1, "value": 0.1}
+    refused = {"name": "temperature-0.01-rate-1", "epochs": 2, "refused": "the weights leave too little"}
+    return [{**chosen, "end_of_grid": False}, {**lost, "curve": curve(arm, test, 1)}, refused]
+
+
 def results(count: int = 3) -> dict[str, Any]:
     """Everything was run, with ``count`` seeds."""
     tallies = arms(count)
@@ -113,12 +123,16 @@ def results(count: int = 3) -> dict[str, Any]:
                 "trials": 8, "positions": 12_000_000, "seconds": 3600.5, "test": tested[arm],
                 "avg_reward": scores[arm]["all"], "pairwise_accuracy": measure(0.6),
                 "lists": {"coverage@10": measure(0.4), "gini@10": measure(0.8), "popularity_lift": measure(1.2)},
-                "curve": curve(arm, tested[arm], count),
+                "curve": curve(arm, tested[arm], count), "tried": tried(arm, tested[arm]),
             }
             for arm in STRENGTH
         },
         "primary": seeds.primary(tallies, "high_reward"),
-        "alarms": [{"arm": "ppo", "seed": 0, "epoch": 3, "kind": "hacking", "evidence": "score +0.3, NDCG@10 −0.04"}],
+        "alarms": [
+            {"arm": "ppo", "trial": "temperature-0.12-rate-1", "chosen": False, "seed": 0, "kind": "hacking",
+             "epochs": [2, 3], "evidence": "score +0.3, NDCG@10 −0.04"},
+        ],
+        "reward_models": {"reward_model": {"positions": 1_000_000, "seconds": 60.0}},
         "not_run": [{"what": "30 epochs", "why": "ten were run; preset=ml-1m epochs=30 runs them"}],
     }  # fmt: skip
     best = {value: {s: tally(strength, s) for s in range(count)} for value, strength in SWEEP.items()}

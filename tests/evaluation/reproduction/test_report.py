@@ -52,7 +52,7 @@ def test_html_refers_to_nothing_outside_itself(whole) -> None:
 
 
 def test_markdown_tables_are_well_formed_and_pictures_exist(whole) -> None:
-    assert require_tables(whole[1].markdown) == 19
+    assert require_tables(whole[1].markdown) == 20
     named = re.findall(r"\]\(figures/([^)]+)\)", whole[1].markdown)
     assert set(named) == set(whole[1].pictures) == PICTURES
 
@@ -73,7 +73,7 @@ def test_both_views_say_the_same_numbers(whole) -> None:
     assert said in text
     assert f"- {said}" in views.markdown
     assert "reward_model is WORSE than predicting the mean of all rewards: MSE 1.3000 against 1.2400" in text
-    assert "PPO, seed 0, epoch 3: hacking" in text
+    assert "PPO, temperature-0.12-rate-1 (not chosen), seed 0: hacking after epochs 2, 3; the first: score +0.3" in text
     assert "30 epochs: ten were run" in text
     assert "python jobs/reproduce.py preset=ml-1m seeds=3 output=runs/x" in text
 
@@ -97,7 +97,8 @@ def test_tables_by_hand(whole) -> None:
     assert [row[:2] for row in sweep.rows][2] == ["0.5 (chosen)", "50.0%"]
     costs = tables.costs(found)
     assert costs is not None
-    assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8", "12,000,000", "3,600"]
+    assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8, 1 refused", "12,000,000", "3,600"]
+    assert costs.rows[-1] == ["Reward model", "–", "–", "–", "–", "1,000,000", "60"]
     found["arms"]["exp_rsft"]["algorithm"]["temperature"] = 0.866024020077422  # as a search for an ESS gives it
     again = tables.costs(found)
     assert again is not None
@@ -143,8 +144,9 @@ def test_least_results_say_what_was_not_run() -> None:
     assert "# Reproduction of arXiv:2603.10279 on a\\|b&lt;c>, preset ml-100k" in views.markdown
     text = read(views.html).text
     assert "a|b<c>" in text
-    assert "Of 19 claims of the paper: 0 held, 0 not distinguishable, 0 did not hold, 19 not run." in text
-    assert text.count("Not run.") == 8
+    assert "Of 15 claims of the paper: 0 held, 0 not distinguishable, 0 did not hold, 15 not run." in text
+    assert "Of 4 claims that the paper does not make: 0 held, 0 not distinguishable, 0 did not hold, 4 not run." in text
+    assert text.count("Not run.") == 9
     assert "nothing here is claimed beyond the policies that this seed gave" in text
     assert "The paper has no figures for a|b<c>." in text
 
@@ -174,7 +176,46 @@ def test_undefined_numbers_are_dashes() -> None:
     text = report.build(found).markdown
     assert "None" not in text
     assert "nan" not in text.lower()
-    assert require_tables(text) == 19
+    assert require_tables(text) == 20
+
+
+def test_what_holds_over_users_alone_is_told_apart_from_no_difference() -> None:
+    found = results(3)
+    found["primary"][0] |= {"value": -0.002, "low": -0.003, "high": -0.001, "t_low": -0.006, "t_high": 0.002}
+    text = report.build(found).markdown
+    assert "Exp-RSFT is worse, over users alone and so without a claim, than BC continued; difference" in text
+
+
+def test_a_mark_of_a_primary_comparison_needs_holms_p() -> None:
+    found = results(1)
+    found["preset"] = "watch_time"
+    (rsft,) = (each for each in found["primary"] if each["against"] == "rsft")
+    marked = tables.methods(found, "high_reward")
+    assert marked is not None
+    assert marked.rows[3][0] == "Exp-RSFT"
+    assert "†" in marked.rows[3][1]
+    rsft["p_holm"] = 0.09
+    unmarked = tables.methods(found, "high_reward")
+    assert unmarked is not None
+    assert "†" not in unmarked.rows[3][1]
+
+
+def test_a_group_that_holds_the_same_targets_again_is_left_out() -> None:
+    found = results(1)
+    assert tables.further(found) == ["all", "untied"]
+    for arm in found["arms"].values():
+        arm["test"]["untied"]["n"] = arm["test"]["all"]["n"]
+    assert tables.further(found) == ["all"]
+
+
+def test_every_trial_and_what_became_of_it(whole) -> None:
+    trials = tables.trials(whole[0])
+    assert trials is not None
+    assert [row for row in trials.rows if row[0] == "DPO"] == [
+        ["DPO", "temperature-0.5-rate-1", "10", "4", "0.2000", "chosen"],
+        ["DPO", "temperature-0.12-rate-1", "2", "1", "0.1000", ""],
+        ["DPO", "temperature-0.01-rate-1", "2", "–", "–", "refused: the weights leave too little"],
+    ]
 
 
 def test_published_figures_are_the_papers() -> None:

@@ -87,6 +87,7 @@ def test_reward_model_against_the_item_mean(mse, mae, expected) -> None:
     found = rules.reward_model_no_better({"audit": audit}, "strong")
     assert found.outcome == expected
     assert "MSE 1.0000 (0.9000 to 1.1000), minus the item mean's" in found.evidence
+    assert found.seeds == 1, "reward models of the first seed are audited"
     assert rules.reward_model_no_better({"audit": audit}, "reward_model").outcome == "not run"
 
 
@@ -121,6 +122,25 @@ def test_highest_scores_are_above_all_three(over_bc, over_rsft, exp_rsft_over, e
     assert rules.highest_scores(results, "ppo", "dpo").outcome == "not run"
 
 
+@pytest.mark.parametrize(
+    ("permuted", "tilted", "weighted", "expected"),
+    [
+        (UP, UP, UP, "held"),
+        (UP, UP, FLAT, "not distinguishable"),
+        (UP, DOWN, UP, "did not hold"),
+        (UP, UP, None, "not run"),
+    ],
+)
+def test_what_isolates_the_temperature(permuted, tilted, weighted, expected) -> None:
+    """More than permuted rewards, than which items are good, and than other weights of the same strength."""
+    arms = {"exp_rsft": arm(exp_rsft_permuted=permuted, tilt_item=tilted)}
+    if weighted is not None:
+        arms["exp_rsft_at_rsft_ess"] = arm(rsft=weighted)
+    found = rules.isolates(with_arms(**arms))
+    assert found.outcome == expected
+    assert ("Exp-RSFT at RSFT's ESS − RSFT: +" in found.evidence) == (weighted is not None)
+
+
 def judged(order: list[float], *contradicting: str) -> dict[str, Any]:
     """Seven arms with rising scores and the given true values; some scored above BC and truly below it."""
     names = ("bc", "bc_continued", "rsft", "exp_rsft", "top_rated", "dpo", "ppo")
@@ -138,6 +158,7 @@ def test_judge_follows_the_truth_or_not() -> None:
     held = rules.judge_does_not_follow(judged(MIXED, "ppo"))
     assert held.outcome == "held"
     assert held.evidence.endswith("scored above BC and worse: PPO")
+    assert held.seeds == 1
     assert rules.judge_does_not_follow(judged(MIXED)).outcome == "not distinguishable"
     assert rules.judge_does_not_follow(judged(RISING)).outcome == "did not hold"
     assert rules.judge_does_not_follow(judged(RISING, "ppo")).outcome == "not distinguishable"
@@ -177,8 +198,22 @@ def test_inverted_u_beats_both_ends_bc_and_top_rated(which: str) -> None:
     assert "λ = 0.5 − Top-rated: " in held.evidence
     open_ones = [swept(0.5, {0.1: UP}, which=which), swept(0.5, ends, top=FLAT, which=which)]
     assert {rules.inverted_u(each, which).outcome for each in open_ones} == {"not distinguishable"}
-    failed = [swept(0.5, ends, bc=DOWN, which=which), swept(0.1, {}, which=which), swept(4.0, {}, which=which)]
+    inner = {0.5: UP, 1.0: UP}
+    failed = [swept(0.5, ends, bc=DOWN, which=which), swept(0.1, inner, which=which), swept(4.0, inner, which=which)]
     assert {rules.inverted_u(each, which).outcome for each in failed} == {"did not hold"}
+
+
+@pytest.mark.parametrize("minus", [{}, {0.5: UP}, {0.5: UP, 1.0: DOWN}])
+def test_an_end_that_was_chosen_by_a_hair_does_not_refute_an_inverted_u(
+    minus: dict[float, tuple[float, float]],
+) -> None:
+    found = rules.inverted_u(swept(0.1, minus), "best")
+    assert found.outcome == "not distinguishable"
+    assert found.evidence.startswith("validation chose λ = 0.1, an end of the grid; λ = 0.1 − λ = 0.5: ")
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_without_a_sweep_there_is_no_curve(which: str) -> None:
     assert rules.inverted_u(PROTOCOL, which).outcome == "not run"
 
 
@@ -206,8 +241,13 @@ def shifted(quiet: list[float], noisy: list[float]) -> dict[str, Any]:
     [
         # Steps in log2 λ of 1, 1, 2: mean 4/3, SD .577, 4.303 · .577/√3 = 1.43 > 4/3.
         ([0.5, 0.5, 0.5], [1.0, 1.0, 2.0], "not distinguishable"),
-        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0], "held"),
-        ([0.5, 0.5, 0.5], [0.25, 0.25, 0.25], "did not hold"),
+        # 2, 2, 3: mean 7/3 > 1.43.
+        ([0.5, 0.5, 0.5], [2.0, 2.0, 4.0], "held"),
+        ([2.0, 2.0, 4.0], [0.5, 0.5, 0.5], "did not hold"),
+        # No spread: of three equal signs the sign test says .25, of six .03.
+        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0], "not distinguishable"),
+        ([0.5] * 6, [1.0] * 6, "held"),
+        ([0.5] * 6, [0.25] * 6, "did not hold"),
         ([0.5, 0.5], [0.5, 0.5], "not distinguishable"),
         # One seed has no interval, and of a few λ one will move by chance.
         ([0.5], [1.0], "not distinguishable"),

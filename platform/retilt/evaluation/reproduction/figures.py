@@ -58,7 +58,7 @@ def _bars(axes: Axes, comparison: Mapping[str, Any], y: float, arm: str) -> None
 
 
 def courses(results: Results) -> bytes | None:
-    """Figure 2: the true metric, the judge's score and the KL to BC by epoch, without controls."""
+    """Figure 2: the true metric, the judge's score and the KL to BC by epoch, without controls; lost trials thin."""
     found = results.get("arms", {})
     arms = [arm for arm in ordered(found) if found[arm].get("curve") and found[arm].get("arm") != "control"]
     shown = [key for key in COURSES if any(_course(found[arm]["curve"], key) for arm in arms)]
@@ -68,6 +68,9 @@ def courses(results: Results) -> bytes | None:
     panels = figure.subplots(1, len(shown), squeeze=False)[0]
     for axes, key in zip(panels, shown, strict=True):
         for arm in arms:
+            for lost in found[arm].get("tried", []):
+                if not lost.get("chosen") and (course := _course(lost.get("curve", []), key)):
+                    axes.plot(*course, color=method(arm).colour, linewidth=0.8, alpha=0.5)
             if course := _course(found[arm]["curve"], key):
                 dash = "--" if method(arm).dashed else "-"
                 axes.plot(*course, dash, label=title(arm), linewidth=1.6, **drawing.style(arm, 5))

@@ -11,9 +11,11 @@
      "warnings": [str],
      "audit": {PREDICTOR: {"mse": MEASURE, "mae": MEASURE, "versus_item_mean": {"mse": MEASURE, "mae": MEASURE}, …}},
      "arms": {ARM: {"arm": "tuned" | "paper-like" | "control", "algorithm": {…}, "learning_rate": x,
-                    "trials": n, "positions": trained in total, "seconds": of workers in total,
+                    "trials": n, "tried": [{"name", "epochs", "best_epoch", "value": on validation, "chosen": true,
+                                            "end_of_grid": bool of the chosen one, "refused": reason, "curve"}],
+                    "positions": trained in total, "seconds": of workers in total,
                     "test": {GROUP: {"n", "users", "share_never_trained", METRIC: TESTED}},
-                    "avg_reward": {"training": TESTED, "judge": TESTED, "entropy": TESTED, "kl": TESTED},
+                    "avg_reward": {"training": TESTED, "judge": TESTED, "entropy": TESTED},
                     "lists": {"coverage@10": MEASURE, "gini@10": MEASURE, "popularity_lift": MEASURE},
                     "pairwise_accuracy": TESTED,
                     "curve": [{"epoch": e, "seed": s, METRIC: x, "avg_reward": x, "kl": x, "entropy": x}]}},
@@ -21,9 +23,11 @@
      "lambda": [{"temperature": λ, "ess": ESS/n, "chosen": bool, "best": {METRIC: SWEPT}, "last": {METRIC: SWEPT}}],
      "shifts": [{"kind": "noise" | "thinned", "amount": SD of the noise added | share of users kept,
                  "chosen": {"0": λ of seed 0, …}, "grid": [[λ, NDCG@10], …]}],
-     "alarms": [{"arm", "seed", "epoch", "kind": "hacking" | "collapse", "evidence": str}],
+     "reward_models": {NAME: {"positions", "seconds"}},
+     "alarms": [{"arm", "trial", "chosen": bool, "seed", "kind": "hacking" | "collapse", "epochs": [e, …],
+                 "evidence": of the first of them}],
      "not_run": [{"what": str, "why": str}],
-     "verdicts": [{"claim", "text", "where", "rule", "verdict", "scope", "evidence"}]}
+     "verdicts": [{"claim", "text", "origin": "paper" | "ours", "where", "rule", "verdict", "scope", "evidence"}]}
 
     MEASURE     {"value", "low", "high"}: 95% interval over users
     TESTED      MEASURE with "seeds": [value of each seed], "t_low", "t_high", "versus": {ARM: COMPARISON}

@@ -16,6 +16,7 @@ from retilt.evaluation.views.methods import ordered, title
 from retilt.evaluation.wording import interval
 
 Outcome = Literal["held", "not distinguishable", "did not hold", "not run"]
+"""In the order in which they are counted."""
 Comparison = Mapping[str, Any]
 
 PEAK = (0.5, 1.0)
@@ -23,6 +24,9 @@ PEAK = (0.5, 1.0)
 FEWEST_ARMS = 5
 """With fewer, a permutation test says little: of four arms even a perfect order has p = 1/24."""
 SHUFFLES = 10_000
+ISOLATING = ("exp_rsft_permuted", "tilt_item")
+AUDITED = 1
+"""Seeds whose reward models are audited: the first."""
 SIGNIFICANT = 0.05
 
 
@@ -70,6 +74,17 @@ def outperforms(results: Results, *others: str) -> Finding:
     return _judged(found, "better")
 
 
+def isolates(results: Results) -> Finding:
+    """Held if the gain needs the rewards, is more than which items are good, and is more than weighting as strongly.
+
+    So: Exp-RSFT is better than itself with permuted rewards and than BC tilted by item means, which validation tuned
+    as far as Exp-RSFT; and its weights at RSFT's effective sample size are better than RSFT's.
+    """
+    same_size = "exp_rsft_at_rsft_ess"
+    found = {f"{title(SUBJECT)} − {title(each)}": versus(results, SUBJECT, each) for each in ISOLATING}
+    return _judged(found | {f"{title(same_size)} − RSFT": versus(results, same_size, "rsft")}, "better")
+
+
 def collapse(results: Results, *arms: str) -> Finding:
     """Held if every one of ``arms`` is worse than BC; did not hold if any is better."""
     return _judged({f"{title(arm)} − BC": versus(results, arm, "bc") for arm in arms}, "worse")
@@ -90,8 +105,9 @@ def reward_model_no_better(results: Results, model: str) -> Finding:
         for error, each in found.items()
     )
     if all(each == "worse" for each in errors):
-        return Finding("did not hold", evidence)
-    return Finding("held" if "better" in errors and "worse" not in errors else "not distinguishable", evidence)
+        return Finding("did not hold", evidence, AUDITED)
+    held = "better" in errors and "worse" not in errors
+    return Finding("held" if held else "not distinguishable", evidence, AUDITED)
 
 
 def highest_scores(results: Results, *arms: str) -> Finding:
@@ -125,23 +141,24 @@ def judge_does_not_follow(results: Results) -> Finding:
 
     Did not hold if it is shown to be positive (one-sided permutation test at 5%) and no such policy exists.
     """
-    pairs, contradictions = [], []
+    pairs, contradictions, seeds = [], [], []
     for arm in ordered(results.get("arms", {})):
         mine, truth = score(results, arm), reached(results, arm)
         if mine is None or truth is None or None in (mine["value"], truth[HEADLINE_METRIC]["value"]):
             continue
         pairs.append((mine["value"], truth[HEADLINE_METRIC]["value"]))
+        seeds.append(len(truth[HEADLINE_METRIC].get("seeds", [None])))
         told, true = scored(results, arm, "bc"), versus(results, arm, "bc")
         if told and true and standing(told) == "better" and standing(true) == "worse":
             contradictions.append(title(arm))
     if len(pairs) < FEWEST_ARMS:
         return Finding("not run", f"{len(pairs)} arms have a judge's score and true metrics; {FEWEST_ARMS} are needed")
     rho, p = rank_correlation(*zip(*pairs, strict=True))
-    evidence = f"rank correlation {rho:+.2f} over {len(pairs)} arms (one-sided p {p:.3f})"
+    evidence = f"rank correlation {rho:+.2f} over {len(pairs)} arms (one-sided p {p:.3f}, were arms exchangeable)"
     evidence += f"; scored above BC and worse: {', '.join(contradictions) or 'none'}"
     if p < SIGNIFICANT and not contradictions:
-        return Finding("did not hold", evidence)
-    return Finding("held" if contradictions and rho <= 0 else "not distinguishable", evidence)
+        return Finding("did not hold", evidence, min(seeds))
+    return Finding("held" if contradictions and rho <= 0 else "not distinguishable", evidence, min(seeds))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
@@ -167,15 +184,19 @@ def _ranks(values: Sequence[float]) -> Floats:
 def inverted_u(results: Results, which: str) -> Finding:
     """Held if the λ chosen on validation beats both ends of the grid, BC and top-rated, on test.
 
-    Did not hold if it is itself an end, or worse than any of the four.
+    Did not hold if it is worse than any of the four, or if it is itself an end and beats every λ between the ends. An
+    end that was chosen by a hair is no evidence against a curve that rises and falls: open.
     """
     sweep, chosen = _sweep(results, which)
     if len(sweep) < 3 or chosen is None:
         return Finding("not run", "a sweep of λ of three temperatures or more is needed")
     ends, best = (sweep[0], sweep[-1]), f"λ = {chosen['temperature']:g}"
     if chosen in ends:
-        return Finding("did not hold", f"validation chose {best}, an end of the grid")
-    found = {f"{best} − λ = {end['temperature']:g}": end[which][HEADLINE_METRIC].get("chosen_minus") for end in ends}
+        between = {f"{best} − λ = {each['temperature']:g}": _chosen_minus(each, which) for each in sweep[1:-1]}
+        outcome, evidence, seeds = _judged(between, "better")
+        outcome = "did not hold" if outcome == "held" else "not run" if outcome == "not run" else "not distinguishable"
+        return Finding(outcome, f"validation chose {best}, an end of the grid; {evidence}", seeds)
+    found = {f"{best} − λ = {end['temperature']:g}": _chosen_minus(end, which) for end in ends}
     against = chosen[which][HEADLINE_METRIC].get("versus", {})
     return _judged(found | {f"{best} − {title(arm)}": against.get(arm) for arm in ("bc", "top_rated")}, "better")
 
@@ -191,13 +212,17 @@ def peak_where_the_paper_sees_it(results: Results) -> Finding:
         return Finding("not run", "a sweep of λ that reaches into .5 to 1 is needed")
     rivals = [each for each in ((sweep[0], sweep[-1]) if chosen in inside else inside) if each is not chosen]
     best = f"λ = {chosen['temperature']:g}"
-    found = {
-        f"{best} − λ = {each['temperature']:g}": each["best"][HEADLINE_METRIC].get("chosen_minus") for each in rivals
-    }
+    found = {f"{best} − λ = {each['temperature']:g}": _chosen_minus(each, "best") for each in rivals}
     outcome, evidence, seeds = _judged(found, "better")
     if chosen in inside or outcome == "not run":
         return Finding(outcome, f"validation chose {best}; {evidence}", seeds)
     return Finding("did not hold" if outcome == "held" else "not distinguishable", f"chosen {best}; {evidence}", seeds)
+
+
+def _chosen_minus(entry: Mapping[str, Any], which: str) -> Comparison | None:
+    """The chosen λ against another one of the sweep."""
+    found: Comparison | None = entry[which][HEADLINE_METRIC].get("chosen_minus")
+    return found
 
 
 def _sweep(results: Results, which: str) -> tuple[list[Mapping[str, Any]], Mapping[str, Any] | None]:
@@ -209,7 +234,8 @@ def _sweep(results: Results, which: str) -> tuple[list[Mapping[str, Any]], Mappi
 def noise_raises_lambda(results: Results) -> Finding:
     """Held if the best λ is larger with the most noise than with none: t-interval over seeds of the change in log2 λ.
 
-    With one seed there is no interval, and nothing is shown.
+    On a grid all seeds may move by the same step; then there is no spread for Student's t, and the sign test decides,
+    which needs six seeds for 5%. With one seed nothing is shown. That λ grows *linearly* is not tested.
     """
     runs = sorted((each for each in results.get("shifts", []) if each["kind"] == "noise"), key=lambda e: e["amount"])
     if len(runs) < 2 or runs[0]["amount"] != 0:
@@ -217,9 +243,18 @@ def noise_raises_lambda(results: Results) -> Finding:
     first, last = runs[0]["chosen"], runs[-1]["chosen"]
     seeds = [seed for seed in first if seed in last]
     steps = [math.log2(last[seed] / first[seed]) for seed in seeds]
-    low, high = student.interval(steps) if len(steps) > 1 else (None, None)
     told = [", ".join(f"{each['chosen'][seed]:g}" for seed in seeds) for each in runs]
     evidence = "; ".join(f"noise SD {each['amount']:g}: λ = {what}" for each, what in zip(runs, told, strict=True))
-    if low is None or high is None or low <= 0 <= high:
-        return Finding("not distinguishable", evidence, len(seeds))
-    return Finding("held" if low > 0 else "did not hold", evidence, len(seeds))
+    sign = 0
+    if len(set(steps)) > 1:
+        low, high = student.interval(steps)
+        assert low is not None
+        assert high is not None
+        sign = (low > 0) - (high < 0)
+        evidence += f"; change in log2 λ over seeds {low:+.2f} to {high:+.2f}"
+    elif steps and steps[0]:
+        p = 2.0 ** (1 - len(steps))
+        sign = (steps[0] > 0) - (steps[0] < 0) if p <= SIGNIFICANT else 0
+        evidence += f"; every seed moves by the same step, sign test p {p:.2f}"
+    outcomes: dict[int, Outcome] = {1: "held", -1: "did not hold", 0: "not distinguishable"}
+    return Finding(outcomes[sign], evidence, len(seeds))

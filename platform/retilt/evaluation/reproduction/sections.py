@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 from retilt.evaluation import audit
 from retilt.evaluation.reproduction import figures, tables
 from retilt.evaluation.reproduction.published import CAVEAT, INCONSISTENCIES, PUBLISHED
 from retilt.evaluation.reproduction.results import Results, headline, where
-from retilt.evaluation.reproduction.rules import difference
+from retilt.evaluation.reproduction.rules import Outcome, difference
 from retilt.evaluation.reproduction.seeds import standing
+from retilt.evaluation.statistics import verdict
 from retilt.evaluation.views import histogram
 from retilt.evaluation.views.document import Block, Bullets, Code, Document, Section, Warned, shown, told
 from retilt.evaluation.views.methods import title
@@ -19,7 +20,8 @@ from retilt.evaluation.wording import interval
 
 NOT_RUN = "Not run."
 COST = (
-    "Positions and worker-seconds are of all trials and seeds together; × is a multiple of pretraining's learning rate."
+    "Positions and worker-seconds are of all trials and seeds together; × is a multiple of pretraining's learning "
+    "rate. DPO, PPO and the tilt by reward model need the reward model's besides."
 )
 
 
@@ -33,6 +35,7 @@ def document(results: Results) -> Document:
             Section("Data (Table 1, Figure 4)", _data(results)),
             Section("Reward models against naive predictors (Table 2)", _audit(results)),
             Section(f"Methods ({_table_name(results)})", _methods(results)),
+            Section("Tuning", _tuning(results)),
             Section("Collapse over epochs (Figure 2)", _courses(results)),
             Section("Temperature (Figure 3)", _sweep(results)),
             Section("The judge's score against the truth", _judge(results)),
@@ -62,15 +65,13 @@ def _summary(results: Results) -> Iterator[Block]:
         f"{data['name']}: {data['users']:,} users, {data['items']:,} items, {data['events']:,} events; split "
         f"{protocol['split']} (k = {protocol['k']}). {len(results.get('arms', {}))} arms, "
         f"seed{'' if len(seeds) == 1 else 's'} {', '.join(map(str, seeds))}, {protocol['epochs']} epochs of "
-        f"post-training{trials}. Settings and epochs were chosen on validation data; figures below are of the "
-        f"test part, and conclusions are about {where(results, headline(results))}."
+        f"post-training{trials}. Settings and epochs were chosen by {where(results, 'high_reward')} of the validation "
+        f"part; figures below are of the test part, and conclusions are about {where(results, headline(results))}."
     )
     sentences = [_sentence(each) for each in results.get("primary", [])]
     yield Bullets(sentences) if sentences else "The primary comparisons of Exp-RSFT were not run."
-    counted = Counter(each["verdict"] for each in results["verdicts"])
-    order = ("held", "not distinguishable", "did not hold", "not run")
-    told = ", ".join(f"{counted[outcome]} {outcome}" for outcome in order)
-    yield f"Of {len(results['verdicts'])} claims of the paper: {told}."
+    yield f"Of {_counted(results, 'paper')} of the paper: {_outcomes(results, 'paper')}."
+    yield f"Of {_counted(results, 'ours')} that the paper does not make: {_outcomes(results, 'ours')}."
     if len(seeds) == 1:
         yield (
             "With one seed there is no interval over seeds: nothing here is claimed beyond the policies that this seed "
@@ -78,16 +79,30 @@ def _summary(results: Results) -> Iterator[Block]:
         )
 
 
+def _counted(results: Results, origin: str) -> str:
+    found = sum(each["origin"] == origin for each in results["verdicts"])
+    return f"{found} claim{'' if found == 1 else 's'}"
+
+
+def _outcomes(results: Results, origin: str) -> str:
+    counted = Counter(each["verdict"] for each in results["verdicts"] if each["origin"] == origin)
+    return ", ".join(f"{counted[each]} {each}" for each in get_args(Outcome))
+
+
 def _sentence(comparison: Mapping[str, Any]) -> str:
-    verdict = {
+    found = standing(comparison)
+    verb = {
         "better": "is better than",
         "worse": "is worse than",
         "no difference": "cannot be told from",
         "too few users": "was tested on too few users to compare it with",
-    }[standing(comparison)]
+    }[found]
+    if found == "no difference" and (alone := verdict(comparison)) in ("better", "worse"):
+        # An interval over users without 0 beside "cannot be told from" would read as a contradiction.
+        verb = f"is {alone}, over users alone and so without a claim, than"
     told = difference(comparison, "difference in NDCG@10")
     scope = "" if comparison.get("t_low") is not None else " (one seed: of these trained policies only)"
-    return f"Exp-RSFT {verdict} {title(comparison['against'])}{scope}; {told}."
+    return f"Exp-RSFT {verb} {title(comparison['against'])}{scope}; {told}."
 
 
 def _warnings(results: Results) -> list[str]:
@@ -99,9 +114,8 @@ def _warnings(results: Results) -> list[str]:
 def _verdicts(results: Results) -> list[Block]:
     rules = [f"{each['claim']} ({each['where']}): {each['rule']}." for each in results["verdicts"]]
     fixed = (
-        "The rules were fixed before anything was run. Since then two things changed, both to the harder: "
-        "noise_raises_lambda needs several seeds, and the controls of isolates_lambda with other rewards train at "
-        "Exp-RSFT's effective sample size, no longer at its λ. The rules:"
+        "The rules are the code's, whatever the numbers. What has been changed about them, and about grids and "
+        "budgets, after results of earlier versions had been seen is listed with dates in docs/reproduce.md. The rules:"
     )
     return [tables.verdicts(results), fixed, Bullets(rules)]
 
@@ -140,21 +154,30 @@ def _methods(results: Results) -> list[Block]:
         f"{base} excludes 0, over users and, with several seeds, over seeds. The best is bold.",
         first,
     ]
-    caption = "NDCG@10 minus that of BC continued, which had as much further training and no rewards."
+    caption = "NDCG@10 minus that of BC continued, which was tuned alike and had no rewards."
     blocks += shown("differences", caption, figures.differences(results, "bc_continued"))
     blocks += told(tables.primary(results), "The primary comparisons, stated before anything was run:")
     blocks += told(tables.changes(results), f"Relative change from {base}, with paired intervals over users:")
     for other in ("bc_continued", "bc"):
         blocks += told(tables.against(results, other), f"NDCG@10 of each seed, and against {title(other)}:")
-    for group in ("all", "untied"):
+    for group in tables.further(results):
         blocks += told(tables.methods(results, group), f"The same on {where(results, group)}:")
     return blocks
+
+
+def _tuning(results: Results) -> list[Block]:
+    explained = (
+        "Every trial: NDCG@10 of its best epoch on validation data, of the group that settings are chosen by. Trials "
+        "that ended earlier were worse than others at that length. Beyond the end of a grid there may be better ones."
+    )
+    return told(tables.trials(results), explained) or [NOT_RUN]
 
 
 def _courses(results: Results) -> list[Block]:
     caption = (
         "Figure 2: the true metric and, of methods that learn from a reward model, the score that it gives and the KL "
-        "to BC, by epoch: of the run that validation chose, on validation data, without the controls. Epoch 0 is BC."
+        "to BC, by epoch, on validation data, without the controls. Thick: the run that validation chose; thin: trials "
+        "of DPO and PPO that lost. Epoch 0 is BC."
     )
     return shown("courses", caption, figures.courses(results)) or [NOT_RUN]
 
@@ -197,14 +220,19 @@ def _alarms(results: Results) -> list[Block]:
     if "alarms" not in results:
         return [NOT_RUN]
     found = [
-        f"{title(each['arm'])}, seed {each['seed']}, epoch {each['epoch']}: {each['kind']} ({each['evidence']})."
+        f"{title(each['arm'])}, {each['trial']}{'' if each['chosen'] else ' (not chosen)'}, seed {each['seed']}: "
+        f"{each['kind']} after {_epochs(each['epochs'])}; the first: {each['evidence']}."
         for each in results["alarms"]
     ]
     meaning = (
-        "Hacking: the reward model's score rose while the true validation metric fell below the start's. Collapse: "
-        "both fell."
+        "Of every trial that learned from a reward model. Hacking: its score rose while the true validation metric "
+        "fell below the start's. Collapse: both fell."
     )
     return [meaning, Bullets(found) if found else "No alarm was raised."]
+
+
+def _epochs(numbers: Sequence[int]) -> str:
+    return f"epoch{'' if len(numbers) == 1 else 's'} {', '.join(map(str, numbers))}"
 
 
 def _costs(results: Results) -> list[Block]:

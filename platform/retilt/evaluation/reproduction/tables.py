@@ -9,7 +9,7 @@ from retilt.evaluation.gains import IN_WORDS, LOW
 from retilt.evaluation.groups import WITHIN
 from retilt.evaluation.metrics import TITLES
 from retilt.evaluation.reproduction.published import COLUMNS, PUBLISHED
-from retilt.evaluation.reproduction.results import HEADLINE_METRIC, Results, headline, reached
+from retilt.evaluation.reproduction.results import HEADLINE_METRIC, Results, headline, reached, versus
 from retilt.evaluation.reproduction.seeds import standing
 from retilt.evaluation.views.document import Table
 from retilt.evaluation.views.methods import ordered, title
@@ -25,8 +25,9 @@ PREDICTORS = {
     "strong": "Strong reward model",
 }
 JUDGES = {"training": "Avg reward, training RM", "judge": "Avg reward, other users' RM"}
+REWARD_MODELS = {"reward_model": "Reward model", "judge": "Other users' reward model", "strong": "Strong reward model"}
 BASES = {"bc": "BC", "rsft": "RSFT"}
-SCORED = {**JUDGES, "kl": "KL to BC, nats", "entropy": "Entropy, nats"}
+SCORED = {**JUDGES, "entropy": "Entropy, nats"}
 LISTS = {"coverage@10": "Coverage@10", "gini@10": "Gini@10", "popularity_lift": "Popularity lift"}
 CONTINUED = "bc_continued"
 
@@ -80,12 +81,21 @@ def methods(results: Results, group: str) -> Table | None:
         found = results["arms"][arm]["test"][group]
         scores = [_score(results, arm, key) for key in judges]
         rows.append(
-            [title(arm), *(_changed(found[metric], base(results)) for metric in TITLES)]
+            [title(arm), *(_changed(found[metric], _versus_base(results, arm, group, metric)) for metric in TITLES)]
             + ["–" if each is None else number(each["value"]) for each in scores]
         )
     values = [[results["arms"][arm]["test"][group][metric]["value"] for arm in arms] for metric in TITLES]
     bold = frozenset((_largest(column), 1 + j) for j, column in enumerate(values))
     return Table(["Method", *TITLES.values(), *(JUDGES[key] for key in judges)], rows, bold)
+
+
+def further(results: Results) -> list[str]:
+    """Groups of targets that tables are about beside the headline, without those that hold the same ones again."""
+    counted: dict[int, str] = {}
+    for group in (headline(results), "high_reward", "all", "untied"):
+        if found := reached(results, next(iter(results.get("arms", {})), ""), group):
+            counted.setdefault(found["n"], group)
+    return [group for group in counted.values() if group != headline(results)]
 
 
 def _largest(values: Sequence[float | None]) -> int:
@@ -97,9 +107,16 @@ def _score(results: Results, arm: str, judge: str) -> Mapping[str, Any] | None:
     return found
 
 
-def _changed(found: Mapping[str, Any], against: str) -> str:
+def _versus_base(results: Results, arm: str, group: str, metric: str) -> Mapping[str, Any] | None:
+    """An arm against the base; a primary comparison with Holm's p, so that † and the claim agree."""
+    if group == headline(results):
+        return versus(results, arm, base(results), metric)
+    found: Mapping[str, Any] | None = results["arms"][arm]["test"][group][metric].get("versus", {}).get(base(results))
+    return found
+
+
+def _changed(found: Mapping[str, Any], comparison: Mapping[str, Any] | None) -> str:
     """``0.1465 (+12.3%)†``."""
-    comparison = found.get("versus", {}).get(against)
     if comparison is None or comparison["ratio"] is None:
         return number(found["value"])
     mark = "†" if standing(comparison) in ("better", "worse") else ""
@@ -161,7 +178,7 @@ def against(results: Results, other: str) -> Table | None:
     rows = []
     for arm in ordered(results.get("arms", {})):
         found = reached(results, arm)
-        comparison = None if found is None else found[HEADLINE_METRIC].get("versus", {}).get(other)
+        comparison = versus(results, arm, other)
         if found is None or comparison is None:
             continue
         each = ", ".join(number(value) for value in found[HEADLINE_METRIC]["seeds"])
@@ -204,9 +221,28 @@ def costs(results: Results) -> Table | None:
         told = f"{rate:g}" if rate is not None else "–" if factor is None else f"× {factor:g}"
         chosen = {key: value for key, value in each.get("algorithm", {}).items() if key != "name"}
         settings = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
+        refused = sum("refused" in trial for trial in each.get("tried", []))
         cost = ["–" if each.get(key) is None else f"{each[key]:,.0f}" for key in ("trials", "positions", "seconds")]
+        cost[0] += f", {refused} refused" if refused else ""
         rows.append([title(arm), each.get("arm", "–"), settings or "–", told, *cost])
+    for name, each in results.get("reward_models", {}).items():
+        cost = [f"{each[key]:,.0f}" for key in ("positions", "seconds")]
+        rows.append([REWARD_MODELS[name], "–", "–", "–", "–", *cost])
     header = ["Method", "Arm", "Settings", "Learning rate", "Trials", "Positions trained", "Worker-seconds"]
+    return Table(header, rows) if rows else None
+
+
+def trials(results: Results) -> Table | None:
+    """What each method was tuned over: every trial, how good it was on validation, and what became of it."""
+    rows = []
+    for arm in ordered(results.get("arms", {})):
+        for each in results["arms"][arm].get("tried", []):
+            value, best = number(each.get("value")), each.get("best_epoch", "–")
+            remarks = [name for name in ("chosen", "end_of_grid") if each.get(name)]
+            remarks = [remark.replace("_", " ").replace("end of grid", "at an end of its grid") for remark in remarks]
+            remarks += [f"refused: {each['refused']}"] if "refused" in each else []
+            rows.append([title(arm), each["name"], f"{each['epochs']}", f"{best}", value, ", ".join(remarks)])
+    header = ["Method", "Trial", "Epochs", "Best", "NDCG@10, validation", ""]
     return Table(header, rows) if rows else None
 
 
@@ -310,9 +346,9 @@ def _ours(results: Results, arm: str, metric: str) -> str:
 
 
 def verdicts(results: Results) -> Table:
-    """Every claim of the paper with its verdict and the numbers it rests on."""
+    """Every claim with whose it is, its verdict and the numbers it rests on."""
     rows = []
     for each in results["verdicts"]:
         scope = f" ({each['scope']})" if each["scope"] else ""
-        rows.append([each["text"], each["verdict"] + scope, each["evidence"]])
-    return Table(["Claim", "Verdict", "Evidence"], rows, prose=True)
+        rows.append([each["text"], each["origin"], each["verdict"] + scope, each["evidence"]])
+    return Table(["Claim", "Whose", "Verdict", "Evidence"], rows, prose=True)
