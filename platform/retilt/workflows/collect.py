@@ -245,14 +245,15 @@ class Collector:
         """The λ with the best validation for each shift, of the seeds with which its grid is done."""
         plan = self.plan
         for kind, amount in SHIFTS if plan.make.config.sweep and "exp_rsft" in plan.arms else ():
-            chosen, curves = dict[str, float](), list[dict[float, float]]()
-            for seed in plan.seeds:
-                if curve := self._shifted(kind, amount, seed):
-                    chosen[str(seed)] = max(curve, key=lambda temperature: curve[temperature])
-                    curves.append(curve)
+            curves = {str(seed): curve for seed in plan.seeds if (curve := self._shifted(kind, amount, seed))}
             if curves:
-                grid = [(each, sum(curve[each] for curve in curves) / len(curves)) for each in curves[0]]
-                yield {"kind": kind, "amount": amount, "chosen": chosen, "grid": grid}
+                chosen = {seed: max(curve, key=curve.__getitem__) for seed, curve in curves.items()}
+                grid = [
+                    (each, sum(curve[each] for curve in curves.values()) / len(curves))
+                    for each in next(iter(curves.values()))
+                ]
+                named = {seed: {f"{each:g}": value for each, value in curve.items()} for seed, curve in curves.items()}
+                yield {"kind": kind, "amount": amount, "chosen": chosen, "grid": grid, "curves": named}
 
     def _shifted(self, kind: str, amount: float, seed: int) -> dict[float, float]:
         """NDCG@10 by λ on validation; empty before all λ are done."""

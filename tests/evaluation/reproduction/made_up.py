@@ -140,15 +140,18 @@ def results(count: int = 3) -> dict[str, Any]:
     opponents = {arm: tallies[arm] for arm in ("bc", "top_rated")}
     sweep = seeds.temperatures({"best": best, "last": last}, 0.5, "high_reward", opponents)
     found["lambda"] = [{**each, "ess": 0.1 + 0.2 * i} for i, each in enumerate(sweep)]
-    found["shifts"] = shifts([0.5] * count, [1.0 * 2 ** (s % 2) for s in range(count)])
+    found["shifts"] = shifts(count)
     return found
 
 
-def shifts(quiet: list[float], noisy: list[float]) -> list[dict[str, Any]]:
-    """The λ that each seed chose without noise and with it."""
-    entries = [(0.0, quiet), (1.0, noisy)]
-    grid = [[0.5, 0.14], [1.0, 0.15]]
+def shifts(count: int) -> list[dict[str, Any]]:
+    """λ = .5 is the best without noise, λ = 1 with it."""
+    entries = ((0.0, {"0.5": 0.15, "1": 0.14}), (1.0, {"0.5": 0.12, "1": 0.13}))
     return [
-        {"kind": "noise", "amount": amount, "chosen": {str(s): v for s, v in enumerate(chosen)}, "grid": grid}
-        for amount, chosen in entries
-    ]
+        {
+            "kind": "noise", "amount": amount, "grid": [[float(t), value] for t, value in curve.items()],
+            "chosen": {str(s): float(max(curve, key=curve.__getitem__)) for s in range(count)},
+            "curves": {str(s): {t: value + s / 1000 for t, value in curve.items()} for s in range(count)},
+        }
+        for amount, curve in entries
+    ]  # fmt: skip

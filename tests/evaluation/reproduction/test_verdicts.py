@@ -226,37 +226,49 @@ def test_the_peak_is_where_the_paper_sees_it() -> None:
     assert rules.peak_where_the_paper_sees_it(PROTOCOL).outcome == "not run"
 
 
-def shifted(quiet: list[float], noisy: list[float]) -> dict[str, Any]:
-    entries = ((0.0, quiet), (1.0, noisy))
-    return {
-        "shifts": [
-            {"kind": "noise", "amount": amount, "chosen": {str(s): v for s, v in enumerate(chosen)}, "grid": []}
-            for amount, chosen in entries
-        ]
-    }
+def shifted(quiet: list[list[float]], noisy: list[list[float]]) -> dict[str, Any]:
+    """NDCG@10 of λ = .5 and of λ = 1 on each seed, without noise and with it."""
+    shifts = []
+    for amount, seeds in ((0.0, quiet), (1.0, noisy)):
+        curves = {str(s): {"0.5": low, "1": high} for s, (low, high) in enumerate(seeds)}
+        chosen = {s: 0.5 if curve["0.5"] > curve["1"] else 1.0 for s, curve in curves.items()}
+        grid = [[t, sum(curve[f"{t:g}"] for curve in curves.values()) / len(curves)] for t in (0.5, 1.0)]
+        shifts.append({"kind": "noise", "amount": amount, "chosen": chosen, "grid": grid, "curves": curves})
+    return {"shifts": shifts}
+
+
+# Differences of .01, .01, .02: mean .0133, SD .00577, 4.303 · .00577/√3 = .0143; of .02, .02, .03: mean .0233.
+CLEAR, HAIR = [[0.12, 0.1], [0.12, 0.1], [0.13, 0.1]], [[0.11, 0.1], [0.11, 0.1], [0.12, 0.1]]
+
+
+def turned(curves: list[list[float]]) -> list[list[float]]:
+    return [[high, low] for low, high in curves]
 
 
 @pytest.mark.parametrize(
     ("quiet", "noisy", "expected"),
     [
-        # Steps in log2 λ of 1, 1, 2: mean 4/3, SD .577, 4.303 · .577/√3 = 1.43 > 4/3.
-        ([0.5, 0.5, 0.5], [1.0, 1.0, 2.0], "not distinguishable"),
-        # 2, 2, 3: mean 7/3 > 1.43.
-        ([0.5, 0.5, 0.5], [2.0, 2.0, 4.0], "held"),
-        ([2.0, 2.0, 4.0], [0.5, 0.5, 0.5], "did not hold"),
-        # No spread: of three equal signs the sign test says .25, of six .03.
-        ([0.5, 0.5, 0.5], [1.0, 1.0, 1.0], "not distinguishable"),
-        ([0.5] * 6, [1.0] * 6, "held"),
-        ([0.5] * 6, [0.25] * 6, "did not hold"),
-        ([0.5, 0.5], [0.5, 0.5], "not distinguishable"),
+        (CLEAR, turned(CLEAR), "held"),
+        (turned(CLEAR), CLEAR, "did not hold"),
+        (CLEAR, turned(HAIR), "not distinguishable"),
+        (HAIR, turned(CLEAR), "not distinguishable"),
+        (CLEAR, CLEAR, "not distinguishable"),
         # One seed has no interval, and of a few λ one will move by chance.
-        ([0.5], [1.0], "not distinguishable"),
-        ([0.5], [0.25], "not distinguishable"),
+        (CLEAR[:1], turned(CLEAR[:1]), "not distinguishable"),
     ],
 )
 def test_noise_moves_the_best_temperature(quiet, noisy, expected) -> None:
     found = rules.noise_raises_lambda(shifted(quiet, noisy))
     assert (found.outcome, found.seeds) == (expected, len(quiet))
+    assert found.evidence.startswith("noise SD 0: λ = ")
+
+
+def test_noise_evidence_by_hand() -> None:
+    found = rules.noise_raises_lambda(shifted(CLEAR, turned(CLEAR)))
+    assert found.evidence.endswith(
+        "; at SD 1 λ = 1 minus λ = 0.5: +0.0233, seeds +0.0090 to +0.0377"
+        "; at SD 0 λ = 0.5 minus λ = 1: +0.0233, seeds +0.0090 to +0.0377"
+    )
 
 
 def test_noise_was_not_tried() -> None:
