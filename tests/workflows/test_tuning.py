@@ -53,6 +53,32 @@ def test_rsft_may_follow_the_rewards_as_far_as_exp_rsft(rewards: dict[str, Any])
     assert sizes[-1] == pytest.approx(there.ess(lambdas(5, rewards)[0]), abs=0.02)
 
 
+YES_OR_NO = {"levels": [[0.0, 70], [1.0, 30]]}
+FAR_FROM_ZERO = {"levels": [[1000.0 + each, 10] for each in range(6)]}
+NEGATIVE = {"levels": [[-2.04, 10], [0.0, 10], [1.0, 10], [2.0, 10]]}
+NEGATIVE_HOURS = {**HOURS, "quantiles": [each - 1.0 for each in HOURS["quantiles"]]}
+FINE = {"levels": [[each / 1000, 10] for each in range(1001)]}
+
+
+@pytest.mark.parametrize("rewards", [STARS, HOURS, YES_OR_NO, FAR_FROM_ZERO, NEGATIVE, NEGATIVE_HOURS, FINE])
+@pytest.mark.parametrize("number", [2, 3, 5])
+def test_every_baseline_trains_otherwise_and_leaves_some_weight(rewards: dict[str, Any], number: int):
+    there = Histogram.of(rewards)
+    found = baselines(number, rewards)
+    sizes = [there.baseline_ess(each) for each in found]
+    assert len(set(sizes)) == len({f"{each:g}" for each in found}) == number
+    assert found[0] == min(0.0, *(value for value, _ in rewards.get("levels") or [[rewards["quantiles"][0], 0]]))
+    assert all(each < there.value_L[-1] for each in found)
+
+
+def test_where_zero_follows_the_rewards_as_far_as_can_be_the_grid_goes_towards_bc():
+    found = baselines(4, YES_OR_NO)
+    assert found[0] == 0.0
+    assert found == sorted(found, reverse=True)
+    sizes = [Histogram.of(YES_OR_NO).baseline_ess(each) for each in found]
+    assert sizes[-1] == pytest.approx(Histogram.of(YES_OR_NO).ess(lambdas(2, YES_OR_NO)[-1]), abs=0.02)
+
+
 def test_the_grid_of_baselines_on_stars():
     assert [point.algorithm["baseline"] for point in grid("rsft", 6, STARS)][::2] == [0.0, 2.1, 4.0]
 

@@ -33,6 +33,8 @@ LEAST_ROOM = 0.25
 """Where p is large, the grid ends at an ESS/n of at least 1 − 25% of 1 − p."""
 WIDEST, HALVINGS = 40.0, 60
 """λ is sought between e^−40 and e^40 ranges of the reward, and 60 halvings of that leave 10⁻¹⁶."""
+LEAST_ABOVE = 1e-9
+"""How far above the least effective sample size, as a share of it, one can be told from it."""
 TAIL = 64
 """Points that stand for the events between the last two quantiles."""
 
@@ -70,6 +72,11 @@ class Histogram:
         return self.value_L.tolist(), self.count_L.tolist()
 
     @property
+    def width(self) -> float:
+        """Range of the rewards, in their unit."""
+        return float(self.value_L[-1] - self.value_L[0])
+
+    @property
     def least_ess(self) -> float:
         """Share of the largest reward, which ESS/n approaches as λ → 0."""
         return float(self.count_L[self.value_L == self.value_L[-1]].sum() / self.count_L.sum())
@@ -101,14 +108,16 @@ class Histogram:
         return kish_ratio(np.maximum(self.value_L - baseline, 0.0), self.count_L)
 
     def baseline(self, ess_ratio: float) -> float:
-        """c of rsft that leaves ``ess_ratio``, which falls from 1 to ``least_ess`` as c grows; negative ones too."""
-        assert self.least_ess < ess_ratio < 1
-        largest = float(self.value_L[-1])
-        return largest - self._sought(ess_ratio, lambda below: self.baseline_ess(largest - below))
+        """c of rsft that leaves ``ess_ratio``, which falls from 1 to ``least_ess`` as c grows; negative ones too.
+
+        Of all c that leave the least size, the smallest: the second largest reward.
+        """
+        largest, sought = float(self.value_L[-1]), max(ess_ratio, self.least_ess * (1 + LEAST_ABOVE))
+        return largest - self._sought(sought, lambda below: self.baseline_ess(largest - below))
 
     def _sought(self, ess_ratio: float, ess: Callable[[float], float]) -> float:
         """Where ``ess``, which rises, reaches ``ess_ratio``: by halving, on a logarithmic scale."""
-        whole, low, high = float(self.value_L[-1] - self.value_L[0]), -WIDEST, WIDEST
+        whole, low, high = self.width, -WIDEST, WIDEST
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             if ess(whole * math.exp(middle)) < ess_ratio:

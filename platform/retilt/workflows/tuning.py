@@ -7,6 +7,7 @@ function of the trials' results alone, whatever the order in which they end and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ LAMBDAS = (0.03, 1.0)
 SIZES = (0.25, 0.95)
 """The same ends of continuous rewards, as shares of the way from the least effective sample size that any λ leaves to
 all of it: the range of a long tail only says how large its largest reward happens to be."""
+ROOM = 0.05
+"""ESS/n that the grid of c needs between its ends."""
+FINEST = 40.0
+"""Part of the rewards' range that c is rounded to, or up to a tenth of it, so that a folder has a readable name."""
 RATES = (0.03, 3.0)
 """Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
 PAIR = (1.0, 0.3)
@@ -111,12 +116,16 @@ def baselines(number: int, rewards: Mapping[str, Any]) -> list[float]:
     """The grid of c of rsft: from 0 (the least reward, if negative) to as small an effective sample size as λ leaves.
 
     Equal steps of ESS/n between them. A range of its own would let one method follow the rewards further than the
-    other, and strength would pass for shape.
+    other, and strength would pass for shape. Where 0 leaves as little as that already (rewards of 0 and 1, long tails),
+    the grid goes the other way, to as large a size as λ leaves.
     """
     there = Histogram.of(rewards)
-    first = min(0.0, float(there.value_L[0]))
-    sizes = np.linspace(there.baseline_ess(first), there.ess(lambdas(2, rewards)[0]), number)[1:]
-    return [_rounded(first), *(_rounded(there.baseline(each)) for each in sizes)]
+    least, most = (there.ess(each) for each in lambdas(2, rewards))
+    first = min(0.0, _ends(rewards)[0])  # as it is: rsft refuses a c above the least negative reward
+    own = there.baseline_ess(first)
+    sizes = np.linspace(own, least if own - least > ROOM else most, number)[1:]
+    step = math.floor(math.log10(there.width / FINEST) + 1e-9)
+    return [first, *(round(there.baseline(float(size)), -step) for size in sizes)]
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:
