@@ -113,6 +113,7 @@ class Maker:
         tilt: Sequence[float] = (),
         by: Step | None = None,
         judges: Mapping[str, Step] | None = None,
+        reference: Step | None = None,
         further: bool = True,
     ) -> Step:
         """The policy of ``run`` as ``name`` on a part, or what it is tilted to.
@@ -121,9 +122,10 @@ class Maker:
             tilt: temperatures; one makes a policy called ``name``, several ``name``/λ each.
             by: the reward model that tilts; None: the items' mean rewards.
             judges: reward models that score the policy's draws.
+            reference: the policy that KL is measured from, at the positions that are scored.
             further: all targets, also for whom it is better, and its lists; else only what a choice needs.
         """
-        needs = tuple(step.key for step in (run, by, *(judges or {}).values()) if step is not None)
+        needs = tuple(step.key for step in (run, by, *(judges or {}).values(), reference) if step is not None)
         known = (key, f"{list(tilt)}", needs)
         if (made := self._made.get(known)) is not None:
             return made
@@ -136,13 +138,15 @@ class Maker:
             "output": self.place(key), "part": part, "min_reward": self.high,
             "low_reward": self.low if further else None, "groups": further, "reward_models": models,
             "return_quantile": self.preset.return_quantile if part == "test" else None,
-            "tilts": tilts, "replicates": self.config.replicates, "workers": self.config.workers,
-            "threads": self.config.threads, "device": self.config.device, "storage": self.config.storage,
+            "reference": None if reference is None else reference.training.output, "tilts": tilts,
+            "replicates": self.config.replicates, "workers": self.config.workers, "threads": self.config.threads,
+            "device": self.config.device, "storage": self.config.storage,
             "table": self.preset.training.get("table", "auto"),
         })  # fmt: skip
         wanted = tuple(config.tilts[name].temperatures(name)) if tilt else (name,)
         cost = EVALUATION + JUDGING * len(models) + (0.0 if by is None else TILTING)
-        places = dict.fromkeys(("dataset", "policies", "reward_models", "tilts"), "")  # an output may be moved
+        named = ("dataset", "policies", "reward_models", "tilts", *(() if reference is None else ("reference",)))
+        places = dict.fromkeys(named, "")  # an output may be moved
         identity = fingerprint([identity_hash(config, **places), needs, wanted, list(models), list(tilt), further])
         what = Evaluating(config, wanted, not further, run.training.epochs, identity)
         return self._made.setdefault(known, Step(key, what, needs, cost if further else cost / 4))

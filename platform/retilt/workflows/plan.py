@@ -301,7 +301,8 @@ class Plan:
         if self.judged:
             found = {judge: self.reward_model("refit", seed, name, done) for judge, name in JUDGES.items()}
             judges = {judge: step for judge, step in found.items() if not isinstance(done.get(step.key), Failed)}
-        return self.make.evaluation(self.test_key(seed, name), "test", run, name, judges=judges)
+        start = self.start("refit", seed, done) if judges else None
+        return self.make.evaluation(self.test_key(seed, name), "test", run, name, judges=judges, reference=start)
 
     def test_key(self, seed: int, name: str) -> str:
         """Key of the evaluation of an arm, or of a point of the sweep."""

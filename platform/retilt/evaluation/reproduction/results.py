@@ -15,7 +15,7 @@
                                             "end_of_grid": bool of the chosen one, "refused": reason, "curve"}],
                     "positions": trained in total, "seconds": of workers in total,
                     "test": {GROUP: {"n", "users", "share_never_trained", METRIC: TESTED}},
-                    "avg_reward": {"training": TESTED, "judge": TESTED, "entropy": TESTED},
+                    "avg_reward": {"training": TESTED, "judge": TESTED, "entropy": TESTED, "kl": TESTED},
                     "lists": {"coverage@10": MEASURE, "gini@10": MEASURE, "popularity_lift": MEASURE},
                     "pairwise_accuracy": TESTED,
                     "curve": [{"epoch": e, "seed": s, METRIC: x, "avg_reward": x, "kl": x, "entropy": x}]}},

@@ -27,7 +27,7 @@ PREDICTORS = {
 JUDGES = {"training": "Avg reward, training RM", "judge": "Avg reward, other users' RM"}
 REWARD_MODELS = {"reward_model": "Reward model", "judge": "Other users' reward model", "strong": "Strong reward model"}
 BASES = {"bc": "BC", "rsft": "RSFT"}
-SCORED = {**JUDGES, "entropy": "Entropy, nats"}
+SCORED = {**JUDGES, "kl": "KL to BC, nats", "entropy": "Entropy, nats"}
 LISTS = {"coverage@10": "Coverage@10", "gini@10": "Gini@10", "popularity_lift": "Popularity lift"}
 CONTINUED = "bc_continued"
 
