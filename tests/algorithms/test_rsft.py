@@ -40,7 +40,8 @@ def test_negative_rewards_are_refused_with_the_reason():
     negative = replace(STATISTICS, reward_min=-1.0)
     with pytest.raises(InputError, match=r"smallest is -1.*items that nobody has tried.*algorithm\.baseline=-1"):
         RSFT().check(negative)
-    RSFT(baseline=-1.0).check(negative)
+    for said in (-1.0, -0.5, 0.5):
+        RSFT(baseline=said).check(negative)
     RSFT().check(STATISTICS)
 
 

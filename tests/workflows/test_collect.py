@@ -84,7 +84,7 @@ def test_every_trial_is_told_with_what_became_of_it(data: str, tmp_path: Path) -
     tried = {each["name"]: each for each in collector._tried("exp_rsft")}
     assert len(tried) == 6
     assert tried["temperature-0.12-rate-1"] == {
-        "name": "temperature-0.12-rate-1", "epochs": 1, "refused": "too little",
+        "name": "temperature-0.12-rate-1", "epochs": 1, "failed": "too little",
     }  # fmt: skip
     assert tried["temperature-0.69-rate-1"] == {
         "name": "temperature-0.69-rate-1", "epochs": 3, "best_epoch": 2, "value": 2.0, "chosen": True,
@@ -93,6 +93,15 @@ def test_every_trial_is_told_with_what_became_of_it(data: str, tmp_path: Path) -
     assert "chosen" not in tried["temperature-4-rate-1"]
     assert all(each["curve"] for each in collector._tried("dpo"))
     assert list(collector._tried("tilt_item")) == []
+
+
+def test_a_trial_that_goes_on_is_told_as_it_was_until_then(data: str, tmp_path: Path) -> None:
+    collector = carried_out(data, tmp_path, arms=["exp_rsft"])
+    for key in [key for key in collector.done if "/select/exp_rsft/" in key and not key.endswith("@1")]:
+        del collector.done[key]  # type: ignore[attr-defined]
+    tried = list(collector._tried("exp_rsft"))
+    assert [each["epochs"] for each in tried] == [1] * 6
+    assert not any("chosen" in each for each in tried)
 
 
 def test_alarms_of_trials_that_lost_are_told_too(data: str, tmp_path: Path) -> None:

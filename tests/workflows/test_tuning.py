@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from retilt.algorithms.rsft import RSFT
 from retilt.algorithms.temperatures import Histogram
 from retilt.config.reproduce import TUNED
+from retilt.types import Statistics
 from retilt.workflows.tuning import Point, Rung, baselines, best, grid, lambdas, rungs, survivors
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)]}
@@ -57,18 +59,25 @@ YES_OR_NO = {"levels": [[0.0, 70], [1.0, 30]]}
 FAR_FROM_ZERO = {"levels": [[1000.0 + each, 10] for each in range(6)]}
 NEGATIVE = {"levels": [[-2.04, 10], [0.0, 10], [1.0, 10], [2.0, 10]]}
 NEGATIVE_HOURS = {**HOURS, "quantiles": [each - 1.0 for each in HOURS["quantiles"]]}
+CLOSE = {"levels": [[0.0, 883], [2.0, 46], [2.5, 207], [3.5, 814], [4.0, 56]]}
+FARTHER = {"levels": [[1e5 + each / 10, 10] for each in range(6)]}
 FINE = {"levels": [[each / 1000, 10] for each in range(1001)]}
 
 
-@pytest.mark.parametrize("rewards", [STARS, HOURS, YES_OR_NO, FAR_FROM_ZERO, NEGATIVE, NEGATIVE_HOURS, FINE])
+@pytest.mark.parametrize(
+    "rewards", [STARS, HOURS, YES_OR_NO, FAR_FROM_ZERO, NEGATIVE, NEGATIVE_HOURS, FINE, CLOSE, FARTHER]
+)
 @pytest.mark.parametrize("number", [2, 3, 5])
 def test_every_baseline_trains_otherwise_and_leaves_some_weight(rewards: dict[str, Any], number: int):
     there = Histogram.of(rewards)
     found = baselines(number, rewards)
     sizes = [there.baseline_ess(each) for each in found]
-    assert len(set(sizes)) == len({f"{each:g}" for each in found}) == number
+    assert len(set(sizes)) == len({f"{each:.12g}" for each in found}) == number
     assert found[0] == min(0.0, *(value for value, _ in rewards.get("levels") or [[rewards["quantiles"][0], 0]]))
-    assert all(each < there.value_L[-1] for each in found)
+    low, high = float(there.value_L[0]), float(there.value_L[-1])
+    for each in found:
+        assert each < high
+        RSFT(baseline=each).check(Statistics(100, low, high, (low + high) / 2))
 
 
 def test_where_zero_follows_the_rewards_as_far_as_can_be_the_grid_goes_towards_bc():

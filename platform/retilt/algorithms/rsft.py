@@ -62,14 +62,18 @@ class RSFT(BaseModel):
         return self
 
     def check(self, statistics: Statistics) -> None:
-        """Raise InputError on constant rewards, and on negative ones that nothing asks for and no baseline lifts."""
+        """Raise InputError on constant rewards, and on negative ones about which nothing was said.
+
+        A baseline other than 0 says which rewards count: those above it.
+        """
         require_variety(statistics, self.name)
         lowest = statistics.reward_min
-        if lowest < min(0.0, self.baseline) and not self.allow_negative:
+        if lowest < 0.0 and not self.baseline and not self.allow_negative:
             raise InputError(
                 f"rsft cannot weight negative rewards (the smallest is {lowest:g}): a negative weight lowers the "
                 "probability of the logged item and pushes it to items that nobody has tried; use exp_rsft, or "
-                f"algorithm.baseline={lowest:g}, or algorithm.allow_negative=true with algorithm.normalize=none"
+                f"algorithm.baseline={lowest:g} (rewards up to it get no weight), or algorithm.allow_negative=true "
+                "with algorithm.normalize=none"
             )
 
     def check_weights(self, tally: WeightTally) -> None:

@@ -65,13 +65,18 @@ def alarm(score: Difference, truth: Difference) -> Alarm | None:
 
 def in_words(record: Mapping[str, Any]) -> str:
     """A sentence about the alarm of an epoch's record, which has one."""
+    return f"alarm after epoch {record['epoch']}: {record['alarm']}, {since_the_start(record)}"
+
+
+def since_the_start(record: Mapping[str, Any]) -> str:
+    """How score and metric of such a record have changed, with intervals."""
     score = "reward_model" if "judge/reward_model" in record else "judge"
     metric = next(key for key in record if key.startswith("change/")).split("/")[1]
     changes = [
         f"{name} changed by {interval({part: record.get(f'change/{name}{end}') for part, end in _PARTS.items()}, '+')}"
         for name in (score, metric)
     ]
-    return f"alarm after epoch {record['epoch']}: {record['alarm']}, since the start {' and '.join(changes)}"
+    return f"since the start {' and '.join(changes)}"
 
 
 _PARTS = {"value": "", "low": "/low", "high": "/high"}

@@ -15,10 +15,10 @@ from retilt.evaluation.metrics import NAMES
 from retilt.evaluation.report import code_version
 from retilt.evaluation.reproduction import seeds
 from retilt.evaluation.statistics import Tally
-from retilt.training.judge import in_words
+from retilt.training.judge import since_the_start
 from retilt.workflows.plan import REWARD_MODELS, SHIFTS, Plan
 from retilt.workflows.running import AUDIT, AVG_REWARD, MEASURED, PAIRS, RANKS
-from retilt.workflows.steps import Done, Failed, Measured, Record, Trained, best_epoch
+from retilt.workflows.steps import Done, Failed, Measured, Outcome, Record, Trained, best_epoch
 from retilt.workflows.tuning import Point
 
 JUDGED = {"kl": "judge/kl", "entropy": "judge/entropy", "avg_reward": "judge/reward_model"}
@@ -58,7 +58,7 @@ class Collector:
             found["lambda"] = sweep
         if shifts := list(self._shifts()):
             found["shifts"] = shifts
-        if any(JUDGED["kl"] in record for arm in self.arms for record in self._stands_for(arm)):
+        if any(isinstance(tried, Trained) for arm in ONLINE if arm in self.arms for *_, tried in self._trials_of(arm)):
             found["alarms"] = list(self._alarms())
         if plan.judged:
             found["reward_models"] = {name: self._cost(name) for name in REWARD_MODELS}
@@ -195,16 +195,13 @@ class Collector:
         """Every trial of a tuned method, as long as it was trained to choose; as far as they are done."""
         if arm not in TUNED:
             return
-        chosen, longest = self.plan.chosen(arm, self.done), dict[str, tuple[Point, int]]()
-        for point, epochs in self.plan.turns(arm, self.done):
-            longest[point.name] = point, epochs
-        settings = [_setting(point) for point, _ in longest.values()]
-        for name, (point, epochs) in longest.items():
-            step = self.plan.trial(arm, point, epochs, self.done)
-            outcome, entry = self.done.get(step.key), {"name": name, "epochs": epochs}
+        chosen, trials = self.plan.chosen(arm, self.done), list(self._trials_of(arm))
+        settings = [_setting(point) for point, _, _ in trials]
+        for point, epochs, outcome in trials:
+            entry: dict[str, Any] = {"name": point.name, "epochs": epochs}
             if isinstance(outcome, Failed):
-                yield {**entry, "refused": outcome.reason}
-            elif best := best_epoch(outcome, step.training.selection_metric, epochs):
+                yield {**entry, "failed": outcome.reason}
+            elif best := best_epoch(outcome, self.plan.pretraining().training.selection_metric, epochs):
                 assert isinstance(outcome, Trained)
                 entry |= {"best_epoch": best[0], "value": best[1]}
                 if arm in ONLINE:
@@ -212,6 +209,17 @@ class Collector:
                 if chosen is not None and point == chosen.point:
                     entry |= {"chosen": True, "end_of_grid": _setting(point) in (min(settings), max(settings))}
                 yield entry
+
+    def _trials_of(self, arm: str) -> Iterator[tuple[Point, int, Outcome]]:
+        """Trials of a method, or its run with fixed settings: how long each was trained, and what came of it."""
+        chosen = self.plan.chosen(arm, self.done)
+        turns = self.plan.turns(arm, self.done) if arm in TUNED else [(chosen.point, chosen.epochs)] if chosen else []
+        longest: dict[str, tuple[Point, int, Outcome]] = {}
+        for point, epochs in turns:
+            key = self.plan.trial(arm, point, epochs, self.done).key
+            if key in self.done:  # a trial that goes on is what it was until then
+                longest[point.name] = point, epochs, self.done[key]
+        yield from longest.values()
 
     def _stands_for(self, arm: str) -> Sequence[Record]:
         """The epochs of the run under ``select`` that was chosen for an arm."""
@@ -278,21 +286,16 @@ class Collector:
         """
         for arm in (arm for arm in self.arms if arm in ONLINE):
             chosen = self.plan.chosen(arm, self.done)
-            trials = (
-                self.plan.turns(arm, self.done) if arm in TUNED else [(chosen.point, chosen.epochs)] if chosen else []
-            )
-            longest = {point.name: (point, epochs) for point, epochs in trials}
-            for name, (point, epochs) in longest.items():
-                outcome = self.done.get(self.plan.trial(arm, point, epochs, self.done).key)
+            for point, epochs, outcome in self._trials_of(arm):
                 found: dict[str, list[Record]] = {}
                 for record in outcome.epochs[:epochs] if isinstance(outcome, Trained) else ():
                     if "alarm" in record:
                         found.setdefault(record["alarm"], []).append(record)
                 for kind, records in found.items():
                     yield {
-                        "arm": arm, "trial": name, "chosen": chosen is not None and point == chosen.point,
+                        "arm": arm, "trial": point.name, "chosen": chosen is not None and point == chosen.point,
                         "seed": self.plan.seeds[0], "kind": kind, "epochs": [each["epoch"] for each in records],
-                        "evidence": in_words(records[0]),
+                        "evidence": since_the_start(records[0]),
                     }  # fmt: skip
 
     def _audit(self) -> dict[str, Any] | None:

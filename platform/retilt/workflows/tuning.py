@@ -25,6 +25,8 @@ ROOM = 0.05
 """ESS/n that the grid of c needs between its ends."""
 FINEST = 40.0
 """Part of the rewards' range that c is rounded to, or up to a tenth of it, so that a folder has a readable name."""
+FINE = 1e-12
+"""Where rounding ends in any case."""
 RATES = (0.03, 3.0)
 """Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
 PAIR = (1.0, 0.3)
@@ -42,7 +44,7 @@ class Point:
     def name(self) -> str:
         """Its folder: what differs from trial to trial, such as ``temperature-0.5-rate-0.3``."""
         settings = [
-            f"{key}-{value:g}" if isinstance(value, float) else f"{key}-{value}"
+            f"{key}-{value:.12g}" if isinstance(value, float) else f"{key}-{value}"
             for key, value in self.algorithm.items()
             if key != "name"
         ]
@@ -124,8 +126,15 @@ def baselines(number: int, rewards: Mapping[str, Any]) -> list[float]:
     first = min(0.0, _ends(rewards)[0])  # as it is: rsft refuses a c above the least negative reward
     own = there.baseline_ess(first)
     sizes = np.linspace(own, least if own - least > ROOM else most, number)[1:]
-    step = math.floor(math.log10(there.width / FINEST) + 1e-9)
-    return [first, *(round(there.baseline(float(size)), -step) for size in sizes)]
+    exact, step = [there.baseline(float(size)) for size in sizes], math.floor(math.log10(there.width / FINEST) + 1e-9)
+    while True:
+        found = [first, *(round(each, -step) for each in exact)]
+        trained = {there.baseline_ess(each) for each in found}
+        if (len(trained) == len(set(found)) == number and 0.0 not in (trained | set(found[1:]))) or step < math.log10(
+            FINE
+        ):
+            return found
+        step -= 1
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:

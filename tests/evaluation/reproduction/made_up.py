@@ -83,13 +83,13 @@ def curve(arm: str, test: Any, count: int) -> list[dict[str, Any]]:
 
 
 def tried(arm: str, test: Any) -> list[dict[str, Any]]:
-    """A trial that was chosen, one that lost and one that was refused, of a tuned arm."""
+    """A trial that was chosen, one that lost and one that failed, of a tuned arm."""
     if kind(arm) != "tuned" or arm == "bc":
         return []
     chosen = {"name": "temperature-0.5-rate-1", "epochs": 10, "best_epoch": 4, "value": 0.2, "chosen": True}
     lost = {"name": "temperature-0.12-rate-1", "epochs": 2, "best_epoch": 1, "value": 0.1}
-    refused = {"name": "temperature-0.01-rate-1", "epochs": 2, "refused": "the weights leave too little"}
-    return [{**chosen, "end_of_grid": False}, {**lost, "curve": curve(arm, test, 1)}, refused]
+    failed = {"name": "temperature-0.01-rate-1", "epochs": 2, "failed": "the weights leave too little"}
+    return [{**chosen, "end_of_grid": False}, {**lost, "curve": curve(arm, test, 1)}, failed]
 
 
 def results(count: int = 3) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def results(count: int = 3) -> dict[str, Any]:
         "primary": seeds.primary(tallies, "high_reward"),
         "alarms": [
             {"arm": "ppo", "trial": "temperature-0.12-rate-1", "chosen": False, "seed": 0, "kind": "hacking",
-             "epochs": [2, 3], "evidence": "score +0.3, NDCG@10 −0.04"},
+             "epochs": [2, 3], "evidence": "since the start score +0.3, NDCG@10 −0.04"},
         ],
         "reward_models": {"reward_model": {"positions": 1_000_000, "seconds": 60.0}},
         "not_run": [{"what": "30 epochs", "why": "ten were run; preset=ml-1m epochs=30 runs them"}],

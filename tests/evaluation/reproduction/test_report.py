@@ -73,7 +73,7 @@ def test_both_views_say_the_same_numbers(whole) -> None:
     assert said in text
     assert f"- {said}" in views.markdown
     assert "reward_model is WORSE than predicting the mean of all rewards: MSE 1.3000 against 1.2400" in text
-    assert "PPO, temperature-0.12-rate-1 (not chosen), seed 0: hacking after epochs 2, 3; the first: score +0.3" in text
+    assert "PPO, temperature-0.12-rate-1 (not chosen), seed 0: hacking after epochs 2, 3; since the start" in text
     assert "30 epochs: ten were run" in text
     assert "python jobs/reproduce.py preset=ml-1m seeds=3 output=runs/x" in text
 
@@ -97,7 +97,7 @@ def test_tables_by_hand(whole) -> None:
     assert [row[:2] for row in sweep.rows][2] == ["0.5 (chosen)", "50.0%"]
     costs = tables.costs(found)
     assert costs is not None
-    assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8, 1 refused", "12,000,000", "3,600"]
+    assert costs.rows[3] == ["Exp-RSFT", "tuned", "temperature=0.5", "0.001", "8, 1 failed", "12,000,000", "3,600"]
     assert costs.rows[-1] == ["Reward model", "–", "–", "–", "–", "1,000,000", "60"]
     found["arms"]["exp_rsft"]["algorithm"]["temperature"] = 0.866024020077422  # as a search for an ESS gives it
     again = tables.costs(found)
@@ -184,6 +184,9 @@ def test_what_holds_over_users_alone_is_told_apart_from_no_difference() -> None:
     found["primary"][0] |= {"value": -0.002, "low": -0.003, "high": -0.001, "t_low": -0.006, "t_high": 0.002}
     text = report.build(found).markdown
     assert "Exp-RSFT is worse, over users alone and so without a claim, than BC continued; difference" in text
+    found["primary"][0] |= {"t_low": -0.003, "t_high": -0.001, "p_holm": 0.06}
+    text = report.build(found).markdown
+    assert "Exp-RSFT is worse, but not by Holm's p and so without a claim, than BC continued; difference" in text
 
 
 def test_a_mark_of_a_primary_comparison_needs_holms_p() -> None:
@@ -214,7 +217,7 @@ def test_every_trial_and_what_became_of_it(whole) -> None:
     assert [row for row in trials.rows if row[0] == "DPO"] == [
         ["DPO", "temperature-0.5-rate-1", "10", "4", "0.2000", "chosen"],
         ["DPO", "temperature-0.12-rate-1", "2", "1", "0.1000", ""],
-        ["DPO", "temperature-0.01-rate-1", "2", "–", "–", "refused: the weights leave too little"],
+        ["DPO", "temperature-0.01-rate-1", "2", "–", "–", "failed: the weights leave too little"],
     ]
 
 

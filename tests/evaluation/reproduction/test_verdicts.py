@@ -271,6 +271,13 @@ def test_noise_evidence_by_hand() -> None:
     )
 
 
+def test_noise_on_no_common_seed_was_not_tried() -> None:
+    found = shifted(CLEAR, turned(CLEAR))
+    for name in ("chosen", "curves"):
+        found["shifts"][1][name] = {f"1{seed}": each for seed, each in found["shifts"][1][name].items()}
+    assert rules.noise_raises_lambda(found).outcome == "not run"
+
+
 def test_noise_was_not_tried() -> None:
     assert rules.noise_raises_lambda({}).outcome == "not run"
 

@@ -12,7 +12,7 @@
      "audit": {PREDICTOR: {"mse": MEASURE, "mae": MEASURE, "versus_item_mean": {"mse": MEASURE, "mae": MEASURE}, …}},
      "arms": {ARM: {"arm": "tuned" | "paper-like" | "control", "algorithm": {…}, "learning_rate": x,
                     "trials": n, "tried": [{"name", "epochs", "best_epoch", "value": on validation, "chosen": true,
-                                            "end_of_grid": bool of the chosen one, "refused": reason, "curve"}],
+                                            "end_of_grid": bool of the chosen one, "failed": reason, "curve"}],
                     "positions": trained in total, "seconds": of workers in total,
                     "test": {GROUP: {"n", "users", "share_never_trained", METRIC: TESTED}},
                     "avg_reward": {"training": TESTED, "judge": TESTED, "entropy": TESTED, "kl": TESTED},

@@ -78,7 +78,8 @@ def isolates(results: Results) -> Finding:
     """Held if the gain needs the rewards, is more than which items are good, and is more than weighting as strongly.
 
     So: Exp-RSFT is better than itself with permuted rewards and than BC tilted by item means, which validation tuned
-    as far as Exp-RSFT; and its weights at RSFT's effective sample size are better than RSFT's.
+    as far as Exp-RSFT; and its weights at RSFT's effective sample size are better than RSFT's. Where validation takes
+    the strongest c and λ of the grids both are top-rated training, so that the last cannot hold: there is no shape.
     """
     same_size = "exp_rsft_at_rsft_ess"
     found = {f"{title(SUBJECT)} − {title(each)}": versus(results, SUBJECT, each) for each in ISOLATING}
@@ -245,18 +246,25 @@ def noise_raises_lambda(results: Results) -> Finding:
     seeds = [seed for seed in quiet["chosen"] if seed in noisy["chosen"]]
     told = [", ".join(f"{each['chosen'][seed]:g}" for seed in seeds) for each in runs]
     evidence = "; ".join(f"noise SD {each['amount']:g}: λ = {what}" for each, what in zip(runs, told, strict=True))
-    low, high = (max(each["grid"], key=lambda point: point[1])[0] for each in (quiet, noisy))
+    if not seeds:
+        return Finding("not run", "no seed has all λ both with the most noise and with none")
+    low, high = (_best(each["curves"], seeds) for each in (quiet, noisy))
     if low == high:
-        return Finding("not distinguishable", f"{evidence}; the best on average stays {low:g}", len(seeds))
+        return Finding("not distinguishable", f"{evidence}; the best on average stays {low}", len(seeds))
     ends = []
     for run, better, worse in ((noisy, high, low), (quiet, low, high)):
-        steps = [run["curves"][seed][f"{better:g}"] - run["curves"][seed][f"{worse:g}"] for seed in seeds]
+        steps = [run["curves"][seed][better] - run["curves"][seed][worse] for seed in seeds]
         ends.append(student.interval(steps))
         mean, between = sum(steps) / len(steps), _between(*ends[-1])
-        evidence += f"; at SD {run['amount']:g} λ = {better:g} minus λ = {worse:g}: {mean:+.4f}{between}"
+        evidence += f"; at SD {run['amount']:g} λ = {better} minus λ = {worse}: {mean:+.4f}{between}"
     if any(least is None or least <= 0 for least, _ in ends):
         return Finding("not distinguishable", evidence, len(seeds))
-    return Finding("held" if high > low else "did not hold", evidence, len(seeds))
+    return Finding("held" if float(high) > float(low) else "did not hold", evidence, len(seeds))
+
+
+def _best(curves: Mapping[str, Mapping[str, float]], seeds: Sequence[str]) -> str:
+    """The λ with the highest mean over these seeds."""
+    return max(curves[seeds[0]], key=lambda temperature: sum(curves[seed][temperature] for seed in seeds))
 
 
 def _between(low: float | None, high: float | None) -> str:

@@ -99,7 +99,9 @@ def _sentence(comparison: Mapping[str, Any]) -> str:
     }[found]
     if found == "no difference" and (alone := verdict(comparison)) in ("better", "worse"):
         # An interval over users without 0 beside "cannot be told from" would read as a contradiction.
-        verb = f"is {alone}, over users alone and so without a claim, than"
+        unadjusted = standing({**comparison, "p_holm": 0.0}) == alone
+        where_not = "but not by Holm's p" if unadjusted else "over users alone"
+        verb = f"is {alone}, {where_not} and so without a claim, than"
     told = difference(comparison, "difference in NDCG@10")
     scope = "" if comparison.get("t_low") is not None else " (one seed: of these trained policies only)"
     return f"Exp-RSFT {verb} {title(comparison['against'])}{scope}; {told}."
@@ -221,7 +223,7 @@ def _alarms(results: Results) -> list[Block]:
         return [NOT_RUN]
     found = [
         f"{title(each['arm'])}, {each['trial']}{'' if each['chosen'] else ' (not chosen)'}, seed {each['seed']}: "
-        f"{each['kind']} after {_epochs(each['epochs'])}; the first: {each['evidence']}."
+        f"{each['kind']} after {_epochs(each['epochs'])}; {each['evidence']}."
         for each in results["alarms"]
     ]
     meaning = (

@@ -221,9 +221,9 @@ def costs(results: Results) -> Table | None:
         told = f"{rate:g}" if rate is not None else "–" if factor is None else f"× {factor:g}"
         chosen = {key: value for key, value in each.get("algorithm", {}).items() if key != "name"}
         settings = ", ".join(f"{key}={_short(value)}" for key, value in chosen.items())
-        refused = sum("refused" in trial for trial in each.get("tried", []))
+        failed = sum("failed" in trial for trial in each.get("tried", []))
         cost = ["–" if each.get(key) is None else f"{each[key]:,.0f}" for key in ("trials", "positions", "seconds")]
-        cost[0] += f", {refused} refused" if refused else ""
+        cost[0] += f", {failed} failed" if failed else ""
         rows.append([title(arm), each.get("arm", "–"), settings or "–", told, *cost])
     for name, each in results.get("reward_models", {}).items():
         cost = [f"{each[key]:,.0f}" for key in ("positions", "seconds")]
@@ -240,7 +240,7 @@ def trials(results: Results) -> Table | None:
             value, best = number(each.get("value")), each.get("best_epoch", "–")
             remarks = [name for name in ("chosen", "end_of_grid") if each.get(name)]
             remarks = [remark.replace("_", " ").replace("end of grid", "at an end of its grid") for remark in remarks]
-            remarks += [f"refused: {each['refused']}"] if "refused" in each else []
+            remarks += [f"failed: {each['failed']}"] if "failed" in each else []
             rows.append([title(arm), each["name"], f"{each['epochs']}", f"{best}", value, ", ".join(remarks)])
     header = ["Method", "Trial", "Epochs", "Best", "NDCG@10, validation", ""]
     return Table(header, rows) if rows else None

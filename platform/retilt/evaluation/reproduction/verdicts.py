@@ -136,8 +136,8 @@ CLAIMS = (
     ),
     Claim(
         "isolates_lambda", "gains over BC and RSFT “isolate λ as the key ingredient”", "section 1",
-        "Exp-RSFT is better than itself with permuted rewards and than BC tilted by item means, and its weights are "
-        "better than RSFT's at RSFT's effective sample size, both intervals excluding 0",
+        "Exp-RSFT is better than itself with permuted rewards and than BC tilted by item means (Holm's p too), and its "
+        "weights are better than RSFT's at RSFT's effective sample size, both intervals excluding 0",
         rules.isolates,
     ),
 )  # fmt: skip
