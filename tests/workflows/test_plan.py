@@ -27,6 +27,7 @@ from retilt.workflows.steps import (
     Trained,
     Training,
 )
+from retilt.workflows.tuning import Point
 
 STARS = {"levels": [[float(star), 10] for star in range(1, 6)], "reward_min": 1.0, "reward_max": 5.0}
 SMALLER = {"levels": [[star / 2, 10] for star in range(1, 6)], "reward_min": 0.5, "reward_max": 2.5}
@@ -91,6 +92,21 @@ def test_fewer_users_are_judged_on_the_validation_of_all():
         assert judged.config.policies == {"exp_rsft": run.output}
         assert run.initial == "/out/seed-0/select/bc"
     assert found["seed-1/select/shifts/as_logged/temperature-0.69-rate-1@2"].training.dataset == "/data"
+
+
+def test_an_evaluation_is_another_of_a_run_with_other_settings():
+    """A grid may change, and the run in a folder be made again."""
+
+    def identity(baseline: float, factor: float = 1.0) -> str:
+        made = plan().make
+        point = Point({"name": "rsft", "baseline": baseline}, factor)
+        run = made.post("refit", 0, "rsft", point, 1, made.pretraining("refit", 0, 1))
+        what = made.evaluation("seed-0/test/rsft", "test", run, "rsft").what
+        assert isinstance(what, Evaluating)
+        return what.identity
+
+    assert identity(3.0) == identity(3.0)
+    assert len({identity(3.0), identity(4.0), identity(3.0, 0.3)}) == 3
 
 
 def test_an_evaluation_is_another_with_other_judges_and_after_other_epochs():

@@ -147,8 +147,10 @@ class Maker:
         cost = EVALUATION + JUDGING * len(models) + (0.0 if by is None else TILTING)
         named = ("dataset", "policies", "reward_models", "tilts", *(() if reference is None else ("reference",)))
         places = dict.fromkeys(named, "")  # an output may be moved
-        identity = fingerprint([identity_hash(config, **places), needs, wanted, list(models), list(tilt), further])
-        what = Evaluating(config, wanted, not further, run.training.epochs, identity)
+        # What a run of that key was trained with: a grid may change, and its folder be made again.
+        trained = [identity_hash(run.training.algorithm), run.training.learning_rate]
+        of = [identity_hash(config, **places), needs, trained, wanted, list(models), list(tilt), further]
+        what = Evaluating(config, wanted, not further, run.training.epochs, fingerprint(of))
         return self._made.setdefault(known, Step(key, what, needs, cost if further else cost / 4))
 
     def audit(self, key: str, models: Mapping[str, Step]) -> Step:
