@@ -97,8 +97,9 @@ def test_fewer_users_are_judged_on_the_validation_of_all():
 def test_an_evaluation_is_another_of_a_run_with_other_settings():
     """A grid may change, and the run in a folder be made again."""
 
+    made = plan().make
+
     def identity(baseline: float, factor: float = 1.0) -> str:
-        made = plan().make
         point = Point({"name": "rsft", "baseline": baseline}, factor)
         run = made.post("refit", 0, "rsft", point, 1, made.pretraining("refit", 0, 1))
         what = made.evaluation("seed-0/test/rsft", "test", run, "rsft").what

@@ -126,7 +126,9 @@ class Maker:
             further: all targets, also for whom it is better, and its lists; else only what a choice needs.
         """
         needs = tuple(step.key for step in (run, by, *(judges or {}).values(), reference) if step is not None)
-        known = (key, f"{list(tilt)}", needs)
+        # What a run of that key is trained with: a grid may change, its folder be made again, and estimates guess.
+        trained = [identity_hash(run.training.algorithm), run.training.learning_rate]
+        known = (key, f"{list(tilt)} {trained}", needs)
         if (made := self._made.get(known)) is not None:
             return made
         temperature = tilt[0] if len(tilt) == 1 else list(tilt)
@@ -147,8 +149,6 @@ class Maker:
         cost = EVALUATION + JUDGING * len(models) + (0.0 if by is None else TILTING)
         named = ("dataset", "policies", "reward_models", "tilts", *(() if reference is None else ("reference",)))
         places = dict.fromkeys(named, "")  # an output may be moved
-        # What a run of that key was trained with: a grid may change, and its folder be made again.
-        trained = [identity_hash(run.training.algorithm), run.training.learning_rate]
         of = [identity_hash(config, **places), needs, trained, wanted, list(models), list(tilt), further]
         what = Evaluating(config, wanted, not further, run.training.epochs, fingerprint(of))
         return self._made.setdefault(known, Step(key, what, needs, cost if further else cost / 4))
