@@ -112,7 +112,13 @@ def test_arms_that_come_later_bring_reward_models_which_score_what_was_there(
     assert found["not_run"] == []
     trained = [arm for arm in ("bc", *arms) if arm != "tilt_rm"]
     for arm in trained:
-        assert set(found["arms"][arm]["avg_reward"]) == {"training", "judge", "entropy"}
+        scores = found["arms"][arm]["avg_reward"]
+        assert set(scores) == {"training", "judge", "entropy", "kl"}
+        assert (
+            scores["kl"]["seeds"] == pytest.approx([0.0, 0.0], abs=1e-9)
+            if arm == "bc"
+            else min(scores["kl"]["seeds"]) > 0
+        )
         assert len(found["arms"][arm]["test"]["high_reward"]["ndcg@10"]["seeds"]) == 2
     start, after = found["arms"]["dpo"]["curve"]
     assert (start["epoch"], start["kl"], after["kl"] > 0) == (0, 0.0, True)
