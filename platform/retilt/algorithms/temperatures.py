@@ -33,7 +33,7 @@ LEAST_ROOM = 0.25
 """Where p is large, the grid ends at an ESS/n of at least 1 − 25% of 1 − p."""
 WIDEST, HALVINGS = 40.0, 60
 """λ is sought between e^−40 and e^40 ranges of the reward, and 60 halvings of that leave 10⁻¹⁶."""
-LEAST_ABOVE = 1e-9
+TOLD_APART = 1e-9
 """How far above the least effective sample size, as a share of it, one can be told from it."""
 TAIL = 64
 """Points that stand for the events between the last two quantiles."""
@@ -67,9 +67,9 @@ class Histogram:
         return cls(value_L, count_L)
 
     @property
-    def columns(self) -> tuple[list[float], list[float]]:
-        """Rewards and events of each, for a picture."""
-        return self.value_L.tolist(), self.count_L.tolist()
+    def levels(self) -> list[list[float]]:
+        """[[reward, events], …] as a manifest has them."""
+        return np.stack([self.value_L, self.count_L], axis=1).tolist()  # type: ignore[no-any-return]
 
     @property
     def width(self) -> float:
@@ -112,7 +112,7 @@ class Histogram:
 
         Of all c that leave the least size, the smallest: the second largest reward.
         """
-        largest, sought = float(self.value_L[-1]), max(ess_ratio, self.least_ess * (1 + LEAST_ABOVE))
+        largest, sought = float(self.value_L[-1]), max(ess_ratio, self.least_ess * (1 + TOLD_APART))
         return largest - self._sought(sought, lambda below: self.baseline_ess(largest - below))
 
     def _sought(self, ess_ratio: float, ess: Callable[[float], float]) -> float:

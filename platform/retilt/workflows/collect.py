@@ -77,10 +77,7 @@ class Collector:
             "fingerprint": data.fingerprint, "events_per_user": data.events / data.users,
         }  # fmt: skip
         rewards = data.statistics("refit")
-        levels = rewards["levels"] or [
-            [reward, events] for reward, events in zip(*Histogram.of(rewards).columns, strict=True)
-        ]
-        return {**found, "histogram": levels}
+        return {**found, "histogram": rewards["levels"] or Histogram.of(rewards).levels}
 
     def _tally(self, seed: int, name: str, policy: str, kind: str) -> Tally | None:
         """What an evaluation on test has counted; None where it is not done, or has not counted that."""

@@ -25,8 +25,8 @@ ROOM = 0.05
 """ESS/n that the grid of c needs between its ends."""
 FINEST = 40.0
 """Part of the rewards' range that c is rounded to, or up to a tenth of it, so that a folder has a readable name."""
-FINE = 1e-12
-"""Where rounding ends in any case."""
+MORE_DIGITS = 10
+"""Digits that c has at most beside those, where rounding would make two of them one."""
 RATES = (0.03, 3.0)
 """Ends of the grid of learning rates where only they are tuned, as factors of the default ones."""
 PAIR = (1.0, 0.3)
@@ -123,18 +123,18 @@ def baselines(number: int, rewards: Mapping[str, Any]) -> list[float]:
     """
     there = Histogram.of(rewards)
     least, most = (there.ess(each) for each in lambdas(2, rewards))
-    first = min(0.0, _ends(rewards)[0])  # as it is: rsft refuses a c above the least negative reward
+    first = min(0.0, _ends(rewards)[0])
     own = there.baseline_ess(first)
     sizes = np.linspace(own, least if own - least > ROOM else most, number)[1:]
-    exact, step = [there.baseline(float(size)) for size in sizes], math.floor(math.log10(there.width / FINEST) + 1e-9)
-    while True:
-        found = [first, *(round(each, -step) for each in exact)]
+    exact, found = [there.baseline(float(size)) for size in sizes], [first]
+    fewest = math.ceil(-math.log10(there.width / FINEST) - 1e-9)
+    for digits in range(fewest, fewest + MORE_DIGITS):
+        found = [first, *(round(each, digits) for each in exact)]
         trained = {there.baseline_ess(each) for each in found}
-        if (len(trained) == len(set(found)) == number and 0.0 not in (trained | set(found[1:]))) or step < math.log10(
-            FINE
-        ):
-            return found
-        step -= 1
+        # Each must train otherwise and leave some weight, and rsft takes a c of 0 for none given.
+        if len(trained) == number and 0.0 not in trained and 0.0 not in found[1:]:
+            break
+    return found
 
 
 def rates(number: int, high: float = RATES[1]) -> list[float]:

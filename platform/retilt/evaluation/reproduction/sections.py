@@ -31,7 +31,7 @@ def document(results: Results) -> Document:
         f"Reproduction of arXiv:2603.10279 on {results['dataset']['name']}, preset {results['preset']}",
         [*_summary(results), *map(Warned, _warnings(results))],
         [
-            Section("Verdicts on the paper's claims", _verdicts(results)),
+            Section("Verdicts on the claims", _verdicts(results)),
             Section("Data (Table 1, Figure 4)", _data(results)),
             Section("Reward models against naive predictors (Table 2)", _audit(results)),
             Section(f"Methods ({_table_name(results)})", _methods(results)),

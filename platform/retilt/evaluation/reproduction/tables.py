@@ -26,6 +26,7 @@ PREDICTORS = {
 }
 JUDGES = {"training": "Avg reward, training RM", "judge": "Avg reward, other users' RM"}
 REWARD_MODELS = {"reward_model": "Reward model", "judge": "Other users' reward model", "strong": "Strong reward model"}
+REMARKS = {"chosen": "chosen", "end_of_grid": "at an end of its grid"}
 BASES = {"bc": "BC", "rsft": "RSFT"}
 SCORED = {**JUDGES, "kl": "KL to BC, nats", "entropy": "Entropy, nats"}
 LISTS = {"coverage@10": "Coverage@10", "gini@10": "Gini@10", "popularity_lift": "Popularity lift"}
@@ -90,12 +91,14 @@ def methods(results: Results, group: str) -> Table | None:
 
 
 def further(results: Results) -> list[str]:
-    """Groups of targets that tables are about beside the headline, without those that hold the same ones again."""
-    counted: dict[int, str] = {}
-    for group in (headline(results), "high_reward", "all", "untied"):
-        if found := reached(results, next(iter(results.get("arms", {})), ""), group):
-            counted.setdefault(found["n"], group)
-    return [group for group in counted.values() if group != headline(results)]
+    """Groups that tables are about beside the headline, without a part of the targets that is all of them."""
+    tested: Mapping[str, Any] = next(iter(results.get("arms", {}).values()), {}).get("test", {})
+    whole = tested.get("all", {}).get("n")
+    return [
+        group
+        for group in ("high_reward", "all", "untied")
+        if group in tested and group != headline(results) and (group == "all" or tested[group]["n"] != whole)
+    ]
 
 
 def _largest(values: Sequence[float | None]) -> int:
@@ -238,8 +241,7 @@ def trials(results: Results) -> Table | None:
     for arm in ordered(results.get("arms", {})):
         for each in results["arms"][arm].get("tried", []):
             value, best = number(each.get("value")), each.get("best_epoch", "–")
-            remarks = [name for name in ("chosen", "end_of_grid") if each.get(name)]
-            remarks = [remark.replace("_", " ").replace("end of grid", "at an end of its grid") for remark in remarks]
+            remarks = [words for key, words in REMARKS.items() if each.get(key)]
             remarks += [f"failed: {each['failed']}"] if "failed" in each else []
             rows.append([title(arm), each["name"], f"{each['epochs']}", f"{best}", value, ", ".join(remarks)])
     header = ["Method", "Trial", "Epochs", "Best", "NDCG@10, validation", ""]

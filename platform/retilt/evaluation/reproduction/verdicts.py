@@ -1,9 +1,10 @@
-"""The paper's claims, each with the rule that decides it, stated before anything was run.
+"""The paper's claims and a few of ours, each with the rule that decides it.
 
-A rule is a pure function of the results (``rules``). ``held`` and ``did not hold`` both need evidence: an interval over
-users and one over seeds that exclude 0, for primary comparisons Holm's p as well. Anything else is ``not
-distinguishable``. With one seed there is no interval over seeds, and ``scope`` says that the verdict is about the
-policies trained with it, not about the method.
+What was changed about rules after results had been seen is listed in docs/reproduce.md. A rule is a pure function of
+the results (``rules``). ``held`` and ``did not hold`` both need evidence: an interval over users and one over seeds
+that exclude 0, for primary comparisons Holm's p as well (where λ goes with noise, those over seeds, as validation
+keeps no tallies of users). Anything else is ``not distinguishable``. With one seed there is no interval over seeds, and
+``scope`` says that the verdict is about the policies trained with it, not about the method.
 """
 
 from __future__ import annotations
