@@ -92,7 +92,8 @@ def methods(results: Results, group: str) -> Table | None:
 
 def further(results: Results) -> list[str]:
     """Groups that tables are about beside the headline, without a part of the targets that is all of them."""
-    tested: Mapping[str, Any] = next(iter(results.get("arms", {}).values()), {}).get("test", {})
+    first: Mapping[str, Any] = next(iter(results.get("arms", {}).values()), dict[str, Any]())
+    tested: Mapping[str, Any] = first.get("test", {})
     whole = tested.get("all", {}).get("n")
     return [
         group
